@@ -1,0 +1,63 @@
+"""hesstheory decides, with evidence, what is true about stochastic Hessian traces and whether their code is right.
+
+The names below are loaded on first use, so that `import hesstheory` costs no more than the import of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "problem": ("NotTwiceDifferentiable", "Partition", "Problem"),
+    "curvature": ("Curvature", "ggn", "hessian", "per_sample_hessians", "unrolled_hessian"),
+    "estimators": (
+        "BlockSeparatedTrace",
+        "Estimate",
+        "Gaussian",
+        "HadamardColumns",
+        "LayerwiseTrace",
+        "Rademacher",
+        "SparseSigns",
+        "Sphere",
+        "Uniform",
+    ),
+    "evidence": ("Check", "Verdict"),
+    "claims": ("Ledger", "claim", "validate"),
+}
+_MODULES = (*_ROOMS, "execution", "figures", "mutants", "report", "theory", "zoo")
+_HOME = {name: room for room, names in _ROOMS.items() for name in names}
+
+__all__ = sorted([*_HOME, *_MODULES])
+
+if TYPE_CHECKING:
+    from hesstheory import claims, curvature, estimators, evidence, execution, figures, mutants, problem, report, theory, zoo
+    from hesstheory.claims import Ledger, claim, validate
+    from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, unrolled_hessian
+    from hesstheory.estimators import (
+        BlockSeparatedTrace,
+        Estimate,
+        Gaussian,
+        HadamardColumns,
+        LayerwiseTrace,
+        Rademacher,
+        SparseSigns,
+        Sphere,
+        Uniform,
+    )
+    from hesstheory.evidence import Check, Verdict
+    from hesstheory.problem import NotTwiceDifferentiable, Partition, Problem
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"hesstheory.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"hesstheory.{name}")
+    raise AttributeError(f"module 'hesstheory' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

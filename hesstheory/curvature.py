@@ -1,0 +1,394 @@
+"""What the matrix is: Hessian, Gauss-Newton matrix and their difference, known through products or held exactly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from hesstheory.problem import Batch, NotTwiceDifferentiable, Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# One batch, differentiated once with its graph kept: maps tangents (one per parameter, K leading, None for zero) to the
+# rows of the product that the wanted parameters hold (None for zero).
+Push = Callable[[Sequence[Tensor | None], Sequence[int]], list[Tensor | None]]
+Linearise = Callable[[Problem, Batch], Push]
+
+_MAX_CHUNK = 1024  # columns pushed through a graph at once; more gain nothing even on the smallest networks
+_CHUNK_ELEMENTS = 640_000  # columns × parameters of one chunk; beyond this the caches, not the overhead, set the pace
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """A symmetric P×P matrix Σ_i c_i M_i of a problem, known through its products.
+
+    `C @ V` takes a vector or a P×K matrix in the dtype and on the device of the model; `A - B` subtracts. Exact
+    matrices (`to_dense`, `block`, `block_norms`) are float64 whatever the model, in the order of `problem.params`.
+    """
+
+    problem: Problem
+    terms: tuple[tuple[float, Linearise], ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.problem.num_params, self.problem.num_params)
+
+    def __repr__(self) -> str:
+        signs = " ".join(f"{coefficient:+g}·{getattr(term, '__name__', term)}" for coefficient, term in self.terms)
+        return f"Curvature({signs.replace('_linearised_', '')}, {self.problem!r})"
+
+    def __sub__(self, other: Curvature) -> Curvature:
+        return self + Curvature(other.problem, tuple((-c, term) for c, term in other.terms))
+
+    def __add__(self, other: Curvature) -> Curvature:
+        if other.problem is not self.problem:
+            raise ValueError("the two matrices belong to different problems: build both from the same Problem object")
+        return Curvature(self.problem, self.terms + other.terms)
+
+    def __matmul__(self, V: Float[Tensor, " params"] | Float[Tensor, "params columns"]) -> Tensor:
+        """Product with one vector or with many columns; one graph per batch serves all columns."""
+        columns = _checked_columns(self.problem, V)
+        params, out = list(self.problem.params.values()), torch.zeros_like(columns)
+        for weight, push in self.pushes():
+            for chunk in _chunks(len(columns), self.problem.num_params):
+                rows = push(self.tangents(columns[chunk]), range(len(params)))
+                out[chunk] += weight * _side_by_side(rows, params, len(out[chunk]))
+        _check_finite(out)
+        return out[0] if V.ndim == 1 else out.mT
+
+    def quadratic_forms(self, Z: Float[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
+        """q_l = z_lᵀ(Cz)_l of every probe and block, in float64, without holding a product for longer than a chunk."""
+        problem, columns = self.problem, _checked_columns(self.problem, Z)
+        of_tensor = columns.new_zeros(len(columns), len(problem.params), dtype=torch.float64)
+        for weight, push in self.pushes():
+            for chunk in _chunks(len(columns), problem.num_params):
+                tangents = self.tangents(columns[chunk])
+                for j, row in enumerate(push(tangents, range(len(tangents)))):
+                    if row is not None:
+                        form = (row * tangents[j]).flatten(1).sum(1, dtype=torch.float64)
+                        of_tensor[chunk, j] += weight * form
+        _check_finite(of_tensor)
+        return of_tensor @ _membership(problem).to(of_tensor)
+
+    def to_dense(self) -> Float[Tensor, "params params"]:
+        """The matrix itself in float64; raises MemoryError, with the bytes, where it cannot be held."""
+        problem = self.problem
+        _check_memory(problem.num_params, problem.device)
+        if problem.dtype != torch.float64:
+            return Curvature(problem.double(), self.terms).to_dense()
+        tensors = range(len(problem.params))
+        # Symmetric: rows of tensor i need only the columns from i on. Few parameters: one chunk beats the saving.
+        if problem.num_params <= _MAX_CHUNK:
+            dense = self._rows(tensors, tensors)
+        else:
+            dense = next(iter(problem.params.values())).new_empty(self.shape)
+            for i in tensors:
+                start, stop = list(problem.offsets.values())[i]
+                dense[start:stop, start:] = self._rows([i], tensors[i:])
+                dense[stop:, start:stop] = dense[start:stop, stop:].mT
+        _check_finite(dense)
+        return dense
+
+    def block(self, l: str, m: str) -> Float[Tensor, "block_l block_m"]:
+        """The block C_lm in float64, from as many products as the smaller of the two blocks has parameters."""
+        problem, order = self.problem, {name: i for i, name in enumerate(self.problem.params)}
+        rows, columns = ([order[name] for name in problem.tensors_of(block)] for block in (l, m))
+        if problem.dtype != torch.float64:
+            return Curvature(problem.double(), self.terms).block(l, m)
+        sizes = [len(problem.index[block]) for block in (l, m)]
+        _check_memory(int((sizes[0] * sizes[1]) ** 0.5) + 1, problem.device)
+        block = self._rows(rows, columns) if sizes[0] <= sizes[1] else self._rows(columns, rows).mT
+        _check_finite(block)
+        return block
+
+    def block_norms(self) -> pd.DataFrame:
+        """Frobenius norms ‖C_lm‖ as a labelled L×L table."""
+        import pandas as pd
+
+        of_block = _membership(self.problem, per_parameter=True)
+        dense = self.to_dense().cpu()
+        names = list(self.problem.partition.blocks)
+        norms = (of_block.mT @ dense.square() @ of_block).sqrt()
+        return pd.DataFrame(norms.numpy(), index=names, columns=names)
+
+    def trace_by_block(self) -> pd.Series[float]:
+        """Exact traces tr C_ll by block, from the dense diagonal blocks."""
+        import pandas as pd
+
+        return pd.Series({block: float(self.block(block, block).trace()) for block in self.problem.partition.blocks})
+
+    # --- machinery --------------------------------------------------------------------------------------------------
+
+    def pushes(self) -> Iterator[tuple[float, Push]]:
+        """Weighted linearisations, one batch and term at a time, so that one graph is alive at a time."""
+        for weight, batch in zip(self.problem.weights, self.problem.batches, strict=True):
+            for coefficient, linearise in self.terms:
+                with _second_derivatives():
+                    yield coefficient * weight, linearise(self.problem, batch)
+
+    def tangents(self, columns: Float[Tensor, "columns params"]) -> list[Tensor]:
+        """Rows of a K×P matrix cut into one K×shape tensor per parameter."""
+        problem = self.problem
+        return [
+            columns[:, start:stop].reshape(len(columns), *p.shape)
+            for (start, stop), p in zip(problem.offsets.values(), problem.params.values(), strict=True)
+        ]
+
+    def _rows(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """Rows of the given tensors, restricted to the columns of the given tensors; dense."""
+        params = list(self.problem.params.values())
+        sizes = [params[i].numel() for i in rows]
+        out = params[0].new_zeros(sum(sizes), sum(params[j].numel() for j in columns))
+        chunks = list(_chunks(len(out), self.problem.num_params))
+        for weight, push in self.pushes():
+            for chunk in chunks:
+                unit = _unit_tangents(params, rows, chunk)
+                parts = push(unit, columns)
+                out[chunk] += weight * _side_by_side(parts, [params[j] for j in columns], chunk.stop - chunk.start)
+        return out
+
+
+def hessian(problem: Problem) -> Curvature:
+    """The Hessian H = ∇²R(θ) of the risk."""
+    return Curvature(problem, ((1.0, _linearised_hessian),))
+
+
+def ggn(problem: Problem) -> Curvature:
+    """The generalised Gauss-Newton matrix G = (1/N) Σ_n J_nᵀ (∇²_f ℓ) J_n; `hessian(p) - ggn(p)` is the residual."""
+    return Curvature(problem, ((1.0, _linearised_ggn),))
+
+
+def per_sample_hessians(problem: Problem) -> Float[Tensor, "samples params params"]:
+    """Dense Hessians H_n of every sample, in float64 and in the order of the batches; their mean is the Hessian."""
+    _check_memory(int(problem.num_params * problem.num_samples**0.5) + 1, problem.device)
+    return torch.stack([hessian(sample).to_dense() for sample in problem.double().samples()])
+
+
+def unrolled_hessian(problem: Problem, name: str) -> Float[Tensor, "instances n instances n"]:
+    """Blocks U_rs between the uses r, s = 1..T of one tensor, as if every use had a tensor of its own; Σ_rs U_rs = H_w.
+
+    A use is one torch call that takes the tensor. Dense, float64. Raises KeyError for an unknown name and ValueError
+    where the batches use the tensor a different number of times.
+    """
+    if name not in problem.params:
+        raise KeyError(f"no parameter {name!r}; the parameters are {', '.join(map(repr, problem.params))}")
+    problem = problem.double()
+    total: Tensor | None = None
+    for weight, batch in zip(problem.weights, problem.batches, strict=True):
+        with _SeparateUses(problem.params[name]) as uses:
+            loss = problem.loss(batch)
+        with _second_derivatives():
+            gradients = torch.autograd.grad(loss, uses.leaves, create_graph=True, allow_unused=True)
+            live = [(leaf, g) for leaf, g in zip(uses.leaves, gradients, strict=True) if g is not None]
+            T, n = len(live), problem.params[name].numel()
+            _check_memory(T * n, problem.device)
+            U = torch.stack([_dense_rows(g, [leaf for leaf, _ in live]) for _, g in live]).reshape(T, n, T, n)
+        if total is not None and total.shape != U.shape:
+            raise ValueError(
+                f"{name} is used {len(total)} times in one batch and {T} times in another: unroll them one by one"
+            )
+        total = weight * U if total is None else total + weight * U
+    assert total is not None  # a Problem has at least one batch
+    return total
+
+
+class _SeparateUses(TorchFunctionMode):
+    """Hands a fresh leaf to every torch call that takes the tensor, so that the uses can be told apart."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.leaves: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*tree_map(self._separate, args), **tree_map(self._separate, kwargs or {}))
+
+    def _separate(self, value: Any) -> Any:
+        if value is not self.tensor:
+            return value
+        self.leaves.append(self.tensor.detach().clone().requires_grad_())
+        return self.leaves[-1]
+
+
+# --- one batch, linearised ------------------------------------------------------------------------------------------
+
+
+def _linearised_hessian(problem: Problem, batch: Batch) -> Push:
+    params = list(problem.params.values())
+    gradients = _gradients(problem.loss(batch), params, create_graph=True)
+    return lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted])
+
+
+def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
+    params = list(problem.params.values())
+    outputs = problem.outputs(batch)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"the Gauss-Newton matrix needs one output tensor, the model returns {type(outputs).__name__}: "
+            "wrap the model so that it returns its logits"
+        )
+    leaf = outputs.detach().requires_grad_()
+    (slope,) = _gradients(problem.loss_of(leaf, batch), [leaf], create_graph=True)
+    dummy = torch.zeros_like(outputs, requires_grad=True)
+    pulled = _gradients(outputs, params, create_graph=True, grad_outputs=dummy)
+
+    def push(tangents: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Tensor | None]:
+        (pushed,) = _vjp(pulled, tangents, [dummy])  # J v: the pull-back u ↦ Jᵀu is linear in u
+        (bent,) = _vjp([slope], [pushed], [leaf])
+        return _vjp([outputs], [bent], [params[j] for j in wanted])
+
+    return push
+
+
+def _gradients(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
+    if not value.requires_grad:
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(value, list(inputs), allow_unused=True, **options))
+
+
+def _vjp(
+    values: Sequence[Tensor | None], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Σ_i (∂values_i/∂inputs)ᵀ cotangents_i for K cotangents at once, on a graph that is kept; None for zero."""
+    live = [
+        (value, cotangent)
+        for value, cotangent in zip(values, cotangents, strict=True)
+        if value is not None and cotangent is not None and value.requires_grad
+    ]
+    if not live:
+        return [None] * len(inputs)
+    outputs, grads = [value for value, _ in live], [cotangent for _, cotangent in live]
+
+    def pull(grad_outputs: list[Tensor], batched: bool) -> list[Tensor | None]:
+        return list(
+            torch.autograd.grad(
+                outputs, list(inputs), grad_outputs, retain_graph=True, allow_unused=True, is_grads_batched=batched
+            )
+        )
+
+    with _second_derivatives():
+        if len(grads[0]) > 1:
+            with suppress(RuntimeError):  # an operation without a batching rule: one by one, it may still work
+                return pull(grads, batched=True)
+        columns = [pull([g[k] for g in grads], batched=False) for k in range(len(grads[0]))]
+        return [None if rows[0] is None else torch.stack(rows) for rows in map(list, zip(*columns, strict=True))]
+
+
+def _dense_rows(value: Tensor, inputs: Sequence[Tensor]) -> Float[Tensor, "n all_inputs"]:
+    """Derivatives of every entry of a tensor in all inputs, side by side."""
+    eye = torch.eye(value.numel(), dtype=value.dtype, device=value.device).reshape(-1, *value.shape)
+    return _side_by_side(_vjp([value], [eye], inputs), inputs, len(eye))
+
+
+def _side_by_side(rows: Sequence[Tensor | None], like: Sequence[Tensor], count: int) -> Float[Tensor, "columns all"]:
+    """Rows of several tensors laid end to end, None filled with zeros."""
+    parts = [
+        x.new_zeros(count, x.numel()) if row is None else row.reshape(count, -1)
+        for row, x in zip(rows, like, strict=True)
+    ]
+    return torch.cat(parts, dim=1)
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Turns autograd's refusals into an error that names the cure."""
+    try:
+        yield
+    except RuntimeError as error:
+        cure = next((cure for sign, cure in _CURES.items() if sign in str(error)), None)
+        if cure is None:
+            raise
+        raise NotTwiceDifferentiable(f"{cure} (PyTorch said: {str(error).splitlines()[0]})") from error
+
+
+_CURES = {
+    "once_differentiable": "a custom autograd.Function is once_differentiable: write its backward in torch operations",
+    "Checkpointing is not compatible": "reentrant checkpointing hides parameters: checkpoint with use_reentrant=False",
+    "scaled_dot_product": "a fused attention kernel has no second derivative: use sdpa_kernel(SDPBackend.MATH)",
+    "is not implemented": "an operation has no second derivative: replace it by differentiable torch operations",
+    "does not require grad": "a custom autograd.Function breaks the graph in backward: write it in torch operations",
+}
+
+
+def _unit_tangents(params: Sequence[Tensor], rows: Sequence[int], chunk: slice) -> list[Tensor | None]:
+    """Unit vectors number chunk.start..chunk.stop of the given tensors laid end to end; None for untouched tensors."""
+    tangents: list[Tensor | None] = [None] * len(params)
+    start = 0
+    for i in rows:
+        n = params[i].numel()
+        lo, hi = max(chunk.start, start), min(chunk.stop, start + n)
+        if lo < hi:
+            unit = params[i].new_zeros(chunk.stop - chunk.start, n)
+            positions = torch.arange(lo, hi, device=unit.device)
+            unit[positions - chunk.start, positions - start] = 1.0
+            tangents[i] = unit.reshape(-1, *params[i].shape)
+        start += n
+    return tangents
+
+
+def _chunks(num_columns: int, num_params: int) -> Iterator[slice]:
+    size = min(max(_CHUNK_ELEMENTS // num_params, 1), _MAX_CHUNK)
+    for start in range(0, num_columns, size):
+        yield slice(start, min(start + size, num_columns))
+
+
+def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, "tensors blocks"]:
+    """0/1 table of which block a tensor (or every single parameter) belongs to."""
+    block_of = {name: b for b, names in enumerate(problem.partition.blocks.values()) for name in names}
+    table = torch.zeros(len(problem.params), len(problem.partition.blocks), dtype=torch.float64)
+    for j, name in enumerate(problem.params):
+        table[j, block_of[name]] = 1.0
+    if not per_parameter:
+        return table
+    return table.repeat_interleave(torch.tensor([p.numel() for p in problem.params.values()]), dim=0)
+
+
+# --- the edge -------------------------------------------------------------------------------------------------------
+
+
+def _checked_columns(problem: Problem, V: Tensor) -> Float[Tensor, "columns params"]:
+    if not isinstance(V, Tensor) or V.ndim not in (1, 2) or len(V) != problem.num_params:
+        shape = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
+        raise ValueError(f"expected a tensor of {problem.num_params} rows, one per parameter, got {shape}")
+    if V.dtype != problem.dtype or V.device != problem.device:
+        raise ValueError(
+            f"the vectors are {V.dtype} on {V.device}, the model {problem.dtype} on {problem.device}: use .to()"
+        )
+    return (V[None] if V.ndim == 1 else V.mT).detach().contiguous()
+
+
+def _check_finite(values: Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            "a Hessian product is not finite although the loss is: a second derivative overflows or is undefined "
+            "(sqrt or norm at 0, log at 0, float16); use a smooth variant or float64"
+        )
+
+
+def _check_memory(side: int, device: torch.device) -> None:
+    needed = 8 * side * side
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
+    if needed > available:
+        raise MemoryError(
+            f"a dense float64 matrix of this size needs {needed:,} bytes and {available:,} are free: use products "
+            "(`@`), .block(l, m) of smaller blocks, or an estimator such as LayerwiseTrace"
+        )
+
+
+def _available_memory() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,0 +1,349 @@
+"""How the trace is measured: probe distributions that carry their fourth moment, and layer-wise estimators."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hesstheory.curvature import Curvature, hessian
+from hesstheory.problem import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_GROUP_ELEMENTS = 2**28  # entries of the probes held at once: a machine-independent choice, so that draws do not move
+
+
+# --- probes ---------------------------------------------------------------------------------------------------------
+
+
+class Probe(Protocol):
+    """A distribution of z ∈ R^P with E z zᵀ = I."""
+
+    def kurtosis(self, num_params: int) -> float:
+        """Fourth moment κ = E z_i⁴ of one entry."""
+        ...
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        """Draws K probes in float64 on the generator's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rademacher:
+    """Independent fair signs, κ = 1 (Hutchinson 1990)."""
+
+    def kurtosis(self, num_params: int) -> float:
+        return 1.0
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        bits = torch.randint(2, (num_probes, num_params), generator=generator, device=generator.device)
+        return (2.0 * bits.double() - 1.0).mT
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Independent standard normals, κ = 3."""
+
+    def kurtosis(self, num_params: int) -> float:
+        return 3.0
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        return _normal(num_probes, num_params, generator).mT
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Independent uniform entries on [−√3, √3], κ = 9/5."""
+
+    def kurtosis(self, num_params: int) -> float:
+        return 9 / 5
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        unit = torch.rand(num_probes, num_params, generator=generator, device=generator.device, dtype=torch.float64)
+        return (math.sqrt(3) * (2 * unit - 1)).mT
+
+
+@dataclass(frozen=True)
+class Sphere:
+    """Uniform on the sphere of radius √P; entries are uncorrelated but dependent, κ = 3P/(P+2)."""
+
+    def kurtosis(self, num_params: int) -> float:
+        return 3 * num_params / (num_params + 2)
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        g = _normal(num_probes, num_params, generator)
+        return torch.nn.functional.normalize(g, dim=1).mul(math.sqrt(num_params)).mT
+
+
+@dataclass(frozen=True)
+class SparseSigns:
+    """Independent entries, ±1/√s with probability s/2 each and 0 else; κ = 1/s for density s (Achlioptas 2003)."""
+
+    density: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ValueError(f"density is {self.density}: pass the share of non-zero entries, in (0, 1]")
+
+    def kurtosis(self, num_params: int) -> float:
+        return 1 / self.density
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        unit = torch.rand(num_probes, num_params, generator=generator, device=generator.device, dtype=torch.float64)
+        signs = torch.where(unit < self.density / 2, -1.0, 1.0)
+        return torch.where(unit < self.density, signs.double() / math.sqrt(self.density), 0.0).mT
+
+
+@dataclass(frozen=True)
+class HadamardColumns:
+    """Columns of a Hadamard matrix drawn without replacement, rows flipped by random signs; each column is Rademacher.
+
+    All of them together average zzᵀ to the identity exactly.
+    """
+
+    def kurtosis(self, num_params: int) -> float:
+        return 1.0
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        order = _power_of_two(num_params)
+        if num_probes > order:
+            raise ValueError(
+                f"{num_probes} probes, but the Hadamard matrix has {order} columns: ask for at most {order}"
+            )
+        columns = torch.randperm(order, generator=generator, device=generator.device)[:num_probes]
+        rows = torch.arange(num_params, device=generator.device)
+        flips = Rademacher().sample(num_params, 1, generator)
+        return flips * _walsh(rows, columns)
+
+
+def hadamard_columns(num_params: int) -> Float[Tensor, "params probes"]:
+    """All columns of the Sylvester-Hadamard matrix cut to P rows: the mean of zzᵀ is I, hence that of q_l is tr H_ll."""
+    order = _power_of_two(num_params)
+    return _walsh(torch.arange(num_params), torch.arange(order))
+
+
+def all_signs(num_params: int) -> Float[Tensor, "params probes"]:
+    """All 2^P sign vectors, P ≤ 16: every moment of the Rademacher distribution, exactly."""
+    if num_params > 16:
+        raise ValueError(f"2^{num_params} sign vectors are too many: use strength_four_signs, which need about P²")
+    return _walsh(2 ** torch.arange(num_params), torch.arange(2**num_params))
+
+
+def strength_four_signs(num_params: int) -> Float[Tensor, "params probes"]:
+    """4^m sign vectors, P < 2^m, any four entries of which are independent: exact Rademacher mean AND variance.
+
+    Row x of the array is the linear function c ↦ ⟨(x, x³), c⟩ over GF(2): the columns (x, x³), x ∈ GF(2^m)∖{0}, are the
+    parity checks of the double-error-correcting BCH code of distance 5, so any four are linearly independent (Bose and
+    Ray-Chaudhuri 1960; orthogonal array of strength 4).
+    """
+    m = num_params.bit_length()
+    if m > 10:
+        raise ValueError(f"{num_params} parameters need 4^{m} sign vectors: enumerate problems below 1024 parameters")
+    rows = torch.tensor([(x << m) | _cube(x, m) for x in range(1, num_params + 1)])
+    return _walsh(rows, torch.arange(4**m))
+
+
+def three_point_grid(
+    num_params: int, kurtosis: float
+) -> tuple[Float[Tensor, "params probes"], Float[Tensor, " probes"]]:
+    """All 3^P vectors over {−√κ, 0, √κ} with their probabilities: exact moments up to order five for any κ ≥ 1.
+
+    One entry is ±√κ with probability 1/(2κ) each, so its mean is 0, its variance 1 and its fourth moment κ. P ≤ 10.
+    """
+    if num_params > 10:
+        raise ValueError(f"3^{num_params} vectors are too many: enumerate problems of at most 10 parameters")
+    if kurtosis < 1:
+        raise ValueError(f"kurtosis is {kurtosis}: no variable of unit variance has a fourth moment below 1")
+    levels = torch.tensor(list(product((-1.0, 0.0, 1.0), repeat=num_params)), dtype=torch.float64)
+    nonzero = levels.abs().sum(1)
+    weights = (1 / (2 * kurtosis)) ** nonzero * (1 - 1 / kurtosis) ** (num_params - nonzero)
+    return (math.sqrt(kurtosis) * levels).mT, weights
+
+
+def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(rows, columns, generator=generator, device=generator.device, dtype=torch.float64)
+
+
+def _power_of_two(minimum: int) -> int:
+    return 1 << max(minimum - 1, 0).bit_length()
+
+
+def _walsh(rows: Tensor, columns: Tensor) -> Float[Tensor, "rows columns"]:
+    """Entries (−1)^⟨row, column⟩ of the Sylvester-Hadamard matrix, the numbers read as bit vectors."""
+    parity = rows[:, None] & columns[None, :]
+    for shift in (32, 16, 8, 4, 2, 1):
+        parity = parity ^ (parity >> shift)
+    return 1.0 - 2.0 * (parity & 1).double()
+
+
+_PRIMITIVE = {1: 0b11, 2: 0b111, 3: 0b1011, 4: 0b10011, 5: 0b100101, 6: 0b1000011, 7: 0b10000011, 8: 0b100011101,
+              9: 0b1000010001, 10: 0b10000001001}  # irreducible polynomials over GF(2), by degree  # fmt: skip
+
+
+def _cube(x: int, m: int) -> int:
+    """x³ in GF(2^m)."""
+
+    def times(a: int, b: int) -> int:
+        out = 0
+        while b:
+            out ^= a if b & 1 else 0
+            a, b = a << 1, b >> 1
+            a ^= _PRIMITIVE[m] if a >> m else 0
+        return out
+
+    return times(x, times(x, x))
+
+
+# --- results --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Traces by block with what is needed to judge them.
+
+    `samples` holds one row per probe and one column per block; `num_matvecs` counts products with the P×P matrix.
+    """
+
+    samples: pd.DataFrame
+    num_matvecs: int
+
+    @cached_property
+    def value(self) -> pd.Series[float]:
+        """Mean over the probes, by block."""
+        return self.samples.mean()
+
+    @cached_property
+    def stderr(self) -> pd.Series[float]:
+        """Standard error of the mean over independent probes, s/√K; NaN for a single probe."""
+        return self.samples.std(ddof=1) / math.sqrt(len(self.samples))
+
+    def confidence_interval(self, level: float = 0.95) -> pd.DataFrame:
+        """Student intervals of each block's trace, columns `low` and `high`; good where K is not tiny."""
+        import pandas as pd
+        from scipy.stats import t
+
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}: pass the coverage, such as 0.95")
+        if len(self.samples) < 2:
+            raise ValueError("one probe has no standard error: use at least two probes")
+        half = t.ppf((1 + level) / 2, len(self.samples) - 1) * self.stderr
+        return pd.DataFrame({"low": self.value - half, "high": self.value + half})
+
+    def __repr__(self) -> str:
+        import pandas as pd
+
+        return f"Estimate({self.num_matvecs} products)\n{pd.DataFrame({'value': self.value, 'stderr': self.stderr})}"
+
+
+# --- estimators -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class LayerwiseTrace:
+    """Traces of all diagonal blocks from ONE full product per probe: q_l = z_lᵀ(Hz)_l (claims T1, T2).
+
+    Unbiased for every block; its variance holds the cross-block term Σ_{m≠l}‖H_lm‖². `matrix` may be `ggn`.
+    """
+
+    num_probes: int = 10
+    probe: Probe = Rademacher()
+    matrix: Callable[[Problem], Curvature] = hessian
+
+    def __post_init__(self) -> None:
+        _check_num_probes(self.num_probes)
+
+    def __call__(
+        self,
+        problem: Problem,
+        generator: torch.Generator | None = None,
+        *,
+        probes: Float[Tensor, "params probes"] | None = None,
+    ) -> Estimate:
+        """Estimates with probes drawn from the generator, or with the given P×K probes."""
+        curvature = self.matrix(problem)
+        groups = [curvature.quadratic_forms(Z) for Z in _probe_groups(self, problem, generator, probes)]
+        samples = torch.cat(groups)
+        return Estimate(_labelled(samples, problem), num_matvecs=len(samples))
+
+
+@dataclass(frozen=True)
+class BlockSeparatedTrace:
+    """Traces from probes supported on one block at a time: no cross-block variance, L products per sweep (claim T6)."""
+
+    num_probes: int = 10
+    probe: Probe = Rademacher()
+    matrix: Callable[[Problem], Curvature] = hessian
+
+    def __post_init__(self) -> None:
+        _check_num_probes(self.num_probes)
+
+    def __call__(
+        self,
+        problem: Problem,
+        generator: torch.Generator | None = None,
+        *,
+        probes: Float[Tensor, "params probes"] | None = None,
+    ) -> Estimate:
+        """Estimates with probes drawn from the generator, or with the given P×K probes, cut to one block at a time."""
+        curvature, samples = self.matrix(problem), []
+        for Z in _probe_groups(self, problem, generator, probes):
+            of_block = []
+            for number, index in enumerate(problem.index.values()):
+                cut = torch.zeros_like(Z)
+                cut[index] = Z[index]
+                of_block.append(curvature.quadratic_forms(cut)[:, number])
+            samples.append(torch.stack(of_block, dim=1))
+        forms = torch.cat(samples)
+        return Estimate(_labelled(forms, problem), num_matvecs=forms.numel())
+
+
+def _probe_groups(
+    estimator: LayerwiseTrace | BlockSeparatedTrace,
+    problem: Problem,
+    generator: torch.Generator | None,
+    probes: Tensor | None,
+) -> list[Tensor]:
+    """The probes in the model's dtype, in groups small enough to hold."""
+    if probes is not None:
+        if probes.ndim != 2 or len(probes) != problem.num_params or not probes.shape[1]:
+            raise ValueError(
+                f"probes has shape {tuple(probes.shape)}: pass a P×K tensor, P = {problem.num_params} in the order of "
+                "problem.params"
+            )
+        if not bool(torch.isfinite(probes).all()):
+            raise ValueError("probes holds NaN or infinity: every entry must be finite")
+        return [probes.to(problem.dtype).to(problem.device)]
+    if not isinstance(generator, torch.Generator):
+        raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)) or probes=: no global randomness")
+    most = max(_GROUP_ELEMENTS // problem.num_params, 1)
+    counts = [min(most, estimator.num_probes - start) for start in range(0, estimator.num_probes, most)]
+    return [
+        estimator.probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
+        for count in counts
+    ]
+
+
+def _check_num_probes(num_probes: int) -> None:
+    if not isinstance(num_probes, int | np.integer) or num_probes < 1:
+        raise ValueError(f"num_probes is {num_probes!r}: pass a whole number of at least 1")
+
+
+def _labelled(samples: Tensor, problem: Problem) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(samples.cpu().numpy(), columns=list(problem.partition.blocks))
+
+
+def as_mapping(estimate: Estimate) -> Mapping[str, tuple[float, float]]:
+    """{block: (trace, stderr)}: the plainest form of an estimate, which the conformance contract also accepts."""
+    return {block: (float(estimate.value[block]), float(estimate.stderr[block])) for block in estimate.value.index}

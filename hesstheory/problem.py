@@ -1,0 +1,382 @@
+"""What is differentiated: the empirical risk of a model over batches, and the named blocks of its parameters."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves, tree_map
+
+Batch = tuple[Any, Any]
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_DROPOUT = nn.modules.dropout._DropoutNd
+
+
+class NotTwiceDifferentiable(RuntimeError):
+    """An operation of the model or the loss has no second derivative in PyTorch."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Named blocks of parameters: `blocks` maps a block's name to the names of its tensors.
+
+    A tensor tied across blocks is listed once, in a block of its own named after its owners (`"up+down"`).
+    """
+
+    blocks: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def by(cls, model: nn.Module, label: Callable[[str], str]) -> Partition:
+        """Blocks by a function of the parameter's name; every alias of a tied tensor is asked for its label."""
+        blocks: dict[str, list[str]] = {}
+        for aliases in _trainable(model).values():
+            owners = dict.fromkeys(label(alias) for alias in aliases)
+            if bad := [owner for owner in owners if not isinstance(owner, str) or not owner]:
+                raise ValueError(f"label({aliases[0]!r}) is {bad[0]!r}: return a non-empty string for every parameter")
+            blocks.setdefault("+".join(owners), []).append(aliases[0])
+        return cls(MappingProxyType({name: tuple(tensors) for name, tensors in blocks.items()}))
+
+    @classmethod
+    def by_layer(cls, model: nn.Module) -> Partition:
+        """One block per module that owns parameters; a parameter of the root module is a block by itself."""
+        return cls.by(model, lambda name: _owner(name) or name)
+
+    @classmethod
+    def by_tensor(cls, model: nn.Module) -> Partition:
+        """One block per parameter tensor."""
+        return cls.by(model, lambda name: name)
+
+    @classmethod
+    def by_module(cls, model: nn.Module, depth: int = 1) -> Partition:
+        """One block per submodule at the given depth below the root: the stages of a network."""
+        if depth < 1:
+            raise ValueError(f"depth is {depth}: the root itself has depth 0, its children 1; pass depth >= 1")
+        return cls.by(model, lambda name: ".".join(_owner(name).split(".")[:depth]) or name)
+
+
+def _owner(parameter: str) -> str:
+    """Path of the module that owns a parameter, seen through `torch.nn.utils.parametrize`."""
+    module, parametrized, _ = parameter.partition(".parametrizations.")
+    return module if parametrized else parameter.rpartition(".")[0]
+
+
+def _trainable(model: nn.Module) -> dict[int, list[str]]:
+    """Names of every trainable tensor, all aliases of a tied one together, in the order of `named_parameters`."""
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            aliases.setdefault(id(parameter), []).append(name)
+    return aliases
+
+
+class Problem:
+    """The empirical risk R(θ) = (1/N) Σ_n ℓ(f_θ(x_n), y_n) over batches of any sizes, weighted by sample count.
+
+    `model` is called as `model(inputs)`, with a tuple of inputs spread over positions and a dict over keywords;
+    `loss_fn(outputs, targets)` is the mean over a batch; `batches` holds `(inputs, targets)` pairs and is read once.
+    Frozen parameters are left out. Train-mode batch norm and active dropout are refused unless `allow_train_mode`.
+
+    Raises ValueError for input that would give a silent wrong number; the message names the cure.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable[[Any, Any], Tensor],
+        batches: Iterable[Batch],
+        partition: Partition | None = None,
+        *,
+        allow_train_mode: bool = False,
+    ) -> None:
+        self.model = model
+        self.loss_fn = loss_fn
+        self.batches: tuple[Batch, ...] = tuple(batches)
+        self.allow_train_mode = allow_train_mode
+        self.batch_sizes = _batch_sizes(self.batches)
+        self.params: Mapping[str, Tensor] = MappingProxyType(
+            {name: p for name, p in model.named_parameters() if p.requires_grad}
+        )
+        _check_parameters(self.params)
+        if not allow_train_mode:
+            _check_modes(model)
+        self.partition = partition if partition is not None else Partition.by_layer(model)
+        _check_partition(self.partition, self.params)
+        self._check_risk()
+
+    def __repr__(self) -> str:
+        return (
+            f"Problem({type(self.model).__name__}, {self.num_params} parameters in "
+            f"{len(self.partition.blocks)} blocks, {self.num_samples} samples in {len(self.batches)} batches, "
+            f"{self.dtype})"
+        )
+
+    # --- sizes and layout -------------------------------------------------------------------------------------------
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.batch_sizes)
+
+    @cached_property
+    def num_params(self) -> int:
+        return sum(p.numel() for p in self.params.values())
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Share of each batch in the risk: its number of samples over N."""
+        return tuple(size / self.num_samples for size in self.batch_sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.params.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.params.values())).device
+
+    @cached_property
+    def offsets(self) -> Mapping[str, tuple[int, int]]:
+        """First and past-the-last position of every tensor in the flat parameter vector."""
+        spans, start = {}, 0
+        for name, p in self.params.items():
+            spans[name] = (start, start + p.numel())
+            start += p.numel()
+        return MappingProxyType(spans)
+
+    @cached_property
+    def index(self) -> Mapping[str, Int[Tensor, " block_params"]]:
+        """Positions of every block in the flat parameter vector (they need not be contiguous)."""
+        return MappingProxyType(
+            {
+                block: torch.cat([torch.arange(*self.offsets[name]) for name in tensors])
+                for block, tensors in self.partition.blocks.items()
+            }
+        )
+
+    def tensors_of(self, block: str) -> tuple[str, ...]:
+        """Names of a block's tensors; raises KeyError with the known names."""
+        if block not in self.partition.blocks:
+            raise KeyError(f"no block {block!r}; the blocks are {', '.join(map(repr, self.partition.blocks))}")
+        return self.partition.blocks[block]
+
+    # --- the same problem, seen otherwise ---------------------------------------------------------------------------
+
+    def with_batches(self, batches: Iterable[Batch]) -> Problem:
+        """The same model, loss and partition over other batches."""
+        other = copy.copy(self)
+        other.batches = tuple(batches)
+        other.batch_sizes = _batch_sizes(other.batches)
+        return other
+
+    def with_partition(self, partition: Partition) -> Problem:
+        """The same problem cut into other blocks."""
+        return Problem(self.model, self.loss_fn, self.batches, partition, allow_train_mode=self.allow_train_mode)
+
+    def double(self) -> Problem:
+        """The same problem in float64, on a copy of the model; itself where it is float64 already."""
+        if self.dtype == torch.float64:
+            return self
+        model = copy.deepcopy(self.model).double()
+        batches = [tree_map(_to_double, batch) for batch in self.batches]
+        return Problem(model, self.loss_fn, batches, self.partition, allow_train_mode=self.allow_train_mode)
+
+    def samples(self) -> Iterator[Problem]:
+        """One problem per sample, in the order of the batches."""
+        for batch, size in zip(self.batches, self.batch_sizes, strict=True):
+            for n in range(size):
+                yield self.with_batches([tree_map(lambda leaf, n=n: _rows(leaf, n, n + 1), batch)])
+
+    # --- forward ----------------------------------------------------------------------------------------------------
+
+    def outputs(self, batch: Batch) -> Any:
+        """f_θ(x) with its graph; buffers, RNG state and modes of the model are left as they were."""
+        inputs = batch[0]
+        args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+        kwargs = inputs if isinstance(inputs, dict) else {}
+        buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+        with self._undisturbed():
+            return functional_call(self.model, buffers, args, kwargs) if buffers else self.model(*args, **kwargs)
+
+    def loss(self, batch: Batch) -> Float[Tensor, ""]:
+        """Mean loss of one batch with its graph; raises ValueError where it is not a finite scalar."""
+        return self.loss_of(self.outputs(batch), batch)
+
+    def loss_of(self, outputs: Any, batch: Batch) -> Float[Tensor, ""]:
+        """Mean loss of given outputs of one batch."""
+        with self._undisturbed():
+            loss = self.loss_fn(outputs, batch[1])
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"loss_fn returned {shape}, not one real number: let it return the mean over the batch")
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the loss of a batch of {_length(batch[0])} samples is {loss.item()}: look for NaN or infinity in the "
+                "inputs, the targets and the parameters; a curvature of it would be meaningless"
+            )
+        return loss.reshape(())
+
+    @contextmanager
+    def _undisturbed(self) -> Iterator[None]:
+        """Gradients on, the RNG state given back, and attention by the kernel that has second derivatives."""
+        with torch.random.fork_rng(self._cuda_devices), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    @property
+    def _cuda_devices(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    # --- checks that need a forward pass ----------------------------------------------------------------------------
+
+    def _check_risk(self) -> None:
+        batch = self.batches[0]
+        outputs = self.outputs(batch)
+        loss = self.loss_of(outputs, batch)
+        if not self.allow_train_mode:
+            with torch.random.fork_rng(self._cuda_devices):
+                torch.manual_seed(torch.initial_seed() + 1)
+                again = self.loss_of(self.outputs(batch), batch)
+            if not torch.isclose(loss, again, rtol=torch.finfo(loss.dtype).eps ** 0.5, atol=0.0):
+                raise ValueError(
+                    f"two forward passes on the same batch gave {loss.item()!r} and {again.item()!r}: the model is "
+                    "random (functional dropout?) or remembers; call model.eval(), or pass allow_train_mode=True"
+                )
+        _check_mean(self, outputs, batch, loss)
+        if missing := self._unreached(loss):
+            warnings.warn(
+                f"the loss does not reach {', '.join(missing)}: their curvature is zero. Freeze them with "
+                "requires_grad_(False) to leave them out, or check that the forward pass uses them",
+                stacklevel=3,
+            )
+
+    def _unreached(self, loss: Tensor) -> list[str]:
+        reached: set[int] = set()
+        for number, batch in enumerate(self.batches):
+            reached |= _leaves(loss if number == 0 else self.loss(batch))
+            if all(id(p) in reached for p in self.params.values()):
+                return []
+        return [name for name, p in self.params.items() if id(p) not in reached]
+
+
+def _leaves(loss: Tensor) -> set[int]:
+    """Identities of the leaf tensors that a graph ends in."""
+    seen: set[Any] = set()
+    leaves: set[int] = set()
+    stack = [loss.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(id(node.variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return leaves
+
+
+def _to_double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _rows(leaf: Any, start: int, stop: int) -> Any:
+    return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+
+def _length(part: Any) -> int | None:
+    return next((len(leaf) for leaf in tree_leaves(part) if isinstance(leaf, Tensor) and leaf.ndim), None)
+
+
+def _batch_sizes(batches: Sequence[Batch]) -> tuple[int, ...]:
+    if not batches:
+        raise ValueError("batches is empty: pass at least one (inputs, targets) pair")
+    sizes = []
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            raise ValueError(f"batch {number} is a {type(batch).__name__}, not a pair: pass (inputs, targets)")
+        inputs, targets = (_length(part) for part in batch)
+        if not inputs:
+            raise ValueError(f"batch {number} has no samples: drop it, or pass tensors with the samples along axis 0")
+        if targets is not None and inputs != targets:
+            raise ValueError(f"batch {number} has {inputs} inputs but {targets} targets: give one target per input")
+        sizes.append(inputs)
+    return tuple(sizes)
+
+
+def _check_parameters(params: Mapping[str, Tensor]) -> None:
+    if not params:
+        raise ValueError("the model has no trainable parameter: set requires_grad_(True) on those to be differentiated")
+    for what in ("dtype", "device"):
+        if len(kinds := {getattr(p, what) for p in params.values()}) > 1:
+            raise ValueError(f"the parameters have several {what}s {sorted(map(str, kinds))}: bring the model to one")
+    if not next(iter(params.values())).is_floating_point():
+        raise ValueError("the parameters are not real floating point numbers: convert the model with .double()")
+    if bad := [name for name, p in params.items() if not bool(torch.isfinite(p).all())]:
+        raise ValueError(f"{', '.join(bad)} holds NaN or infinity: restore a checkpoint from before the divergence")
+    storages: dict[int, str] = {}
+    for name, p in params.items():
+        if p.numel() and (other := storages.setdefault(p.data_ptr(), name)) != name:
+            raise ValueError(
+                f"{other} and {name} are two parameters over one storage: autograd does not know that they are tied "
+                "and drops their cross blocks; assign the same nn.Parameter object to both modules"
+            )
+
+
+def _check_modes(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, _BATCH_NORM) and (module.training or module.running_mean is None):
+            where = "in train mode" if module.training else "without running statistics"
+            raise ValueError(
+                f"batch norm {name!r} is {where}: the risk is then no mean over samples, and batches change it; "
+                "call model.eval(), or pass allow_train_mode=True to study the mini-batch Hessian"
+            )
+        if module.training and (
+            (isinstance(module, _DROPOUT) and module.p > 0)
+            or (isinstance(module, nn.RNNBase | nn.MultiheadAttention) and module.dropout > 0)
+        ):
+            raise ValueError(
+                f"dropout {name!r} is active: every graph would draw another mask; call model.eval(), "
+                "or pass allow_train_mode=True to study the masked network"
+            )
+
+
+def _check_partition(partition: Partition, params: Mapping[str, Tensor]) -> None:
+    listed = [name for tensors in partition.blocks.values() for name in tensors]
+    if unknown := sorted(set(listed) - set(params)):
+        raise ValueError(f"the partition names {unknown}, which the model does not train; it trains {list(params)}")
+    if missing := [name for name in params if name not in listed]:
+        raise ValueError(f"the partition leaves out {missing}: put every trainable parameter into a block")
+    if twice := sorted({name for name in listed if listed.count(name) > 1}):
+        raise ValueError(f"the partition lists {twice} more than once: a parameter belongs to one block")
+    if empty := [block for block, tensors in partition.blocks.items() if not tensors]:
+        raise ValueError(f"the blocks {empty} hold no parameter: drop them")
+
+
+def _check_mean(problem: Problem, outputs: Any, batch: Batch, loss: Tensor) -> None:
+    """A sum over samples, or a class-weighted mean, is no mean over samples; outputs alone show it, at no cost."""
+    targets, size = batch[1], _length(batch[0]) or 0
+    if size < 2 or not all(isinstance(part, Tensor) and part.ndim and len(part) == size for part in (outputs, targets)):
+        return
+    parts = [(outputs[:1], targets[:1]), (outputs[1:], targets[1:])]
+    with torch.no_grad():
+        first, rest = (problem.loss_fn(out, target).item() for out, target in parts)
+    whole = loss.item()
+    mean = (first + (size - 1) * rest) / size
+    tolerance = size * torch.finfo(loss.dtype).eps * (abs(first) + (size - 1) * abs(rest) + abs(whole))
+    if abs(mean - whole) <= max(tolerance, 1e-3 * abs(mean) if loss.dtype.itemsize < 4 else 0.0):
+        return
+    message = (
+        f"loss_fn gives {whole:.6g} for {size} samples, but the mean of its parts is {mean:.6g}: it is not the "
+        "mean over samples (reduction='sum', class weights or ignored targets?)"
+    )
+    if len(problem.batches) > 1:
+        raise ValueError(message + "; use reduction='mean', or pass all samples as one batch")
+    warnings.warn(message + "; the risk is taken to be this loss as it stands", stacklevel=4)
