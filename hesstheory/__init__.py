@@ -33,7 +33,19 @@ _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:
-    from hesstheory import claims, curvature, estimators, evidence, execution, figures, mutants, problem, report, theory, zoo
+    from hesstheory import (
+        claims,
+        curvature,
+        estimators,
+        evidence,
+        execution,
+        figures,
+        mutants,
+        problem,
+        report,
+        theory,
+        zoo,
+    )
     from hesstheory.claims import Ledger, claim, validate
     from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, unrolled_hessian
     from hesstheory.estimators import (

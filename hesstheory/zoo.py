@@ -120,7 +120,9 @@ def _linear(num_in: int, num_out: int, bias: bool = True) -> nn.Linear:
     return _blank(nn.Linear, num_in, num_out, bias=bias)
 
 
-def _mlp(*widths: int, activation: type[nn.Module], norm: Callable[[int], nn.Module] | None = None) -> nn.Sequential:
+def _mlp(
+    *widths: int, activation: Callable[[], nn.Module], norm: Callable[[int], nn.Module] | None = None
+) -> nn.Sequential:
     """layer1, act1, ..., layerL; `norm` puts a module after every hidden layer, before its activation."""
     net = nn.Sequential()
     for depth, (num_in, num_out) in enumerate(pairwise(widths), start=1):
@@ -175,7 +177,7 @@ def _digits_cnn() -> nn.Sequential:
 class ResidualBlock(nn.Module):
     """x + W₂ φ(W₁ x + b₁) + b₂."""
 
-    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+    def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.inner, self.act, self.outer = _linear(width, width), activation(), _linear(width, width)
 
@@ -184,7 +186,7 @@ class ResidualBlock(nn.Module):
         return out
 
 
-def _residual(num_in: int, width: int, num_out: int, activation: type[nn.Module]) -> nn.Sequential:
+def _residual(num_in: int, width: int, num_out: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     return _chain(
         ("stem", _linear(num_in, width)),
         ("block1", ResidualBlock(width, activation)),
@@ -196,7 +198,7 @@ def _residual(num_in: int, width: int, num_out: int, activation: type[nn.Module]
 class Recurrent(nn.Module):
     """h_t = φ(A x_t + b + W h_{t−1}), outputs C h_T + c: one use of W for every step but the first."""
 
-    def __init__(self, num_in: int, width: int, num_out: int, activation: type[nn.Module]) -> None:
+    def __init__(self, num_in: int, width: int, num_out: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.input, self.recurrent = _linear(num_in, width), _linear(width, width, bias=False)
         self.act, self.head = activation(), _linear(width, num_out)
@@ -225,7 +227,7 @@ class Transposed(nn.Module):
 class TiedAutoencoder(nn.Module):
     """x ↦ Wᵀ φ(W x + b) + c, W named both `up.weight` and `down.weight`."""
 
-    def __init__(self, width: int, code: int, activation: type[nn.Module]) -> None:
+    def __init__(self, width: int, code: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
         self.up, self.act = _linear(width, code), activation()
         self.down = Transposed(self.up.weight)
@@ -240,7 +242,9 @@ class Attention(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, width: int, hidden: int, num_out: int, activation: type[nn.Module], *, norm: bool) -> None:
+    def __init__(
+        self, width: int, hidden: int, num_out: int, activation: Callable[[], nn.Module], *, norm: bool
+    ) -> None:
         super().__init__()
         self.embed = _linear(8, width)
         self.register_buffer("positions", _positions(8, width))
@@ -266,7 +270,7 @@ class Attention(nn.Module):
 
 def _positions(num_tokens: int, width: int) -> Float[Tensor, "tokens width"]:
     """cos(π(t + ½)k / T), k = 1..width: orthogonal, so that no two tokens look alike."""
-    step = torch.arange(num_tokens)[:, None] + 0.5
+    step = torch.arange(num_tokens, dtype=torch.float64)[:, None] + 0.5
     return torch.cos(math.pi * step * torch.arange(1, width + 1) / num_tokens)
 
 
@@ -281,6 +285,7 @@ class Network:
     `tied`: canonical names of tensors that enter the forward pass more than once; `series`: those of them that meet
     themselves along one path, so that outputs are polynomial in them. A shared convolution kernel is one use.
     `train_mode`: the model is left in train mode, where its risk is no mean over samples (claim T16).
+    `gain`: initial weights are N(0, gain²/fan-in).
     """
 
     name: str
@@ -291,6 +296,7 @@ class Network:
     tied: tuple[str, ...] = ()
     series: tuple[str, ...] = ()
     train_mode: bool = False
+    gain: float = 1.0
     learning_rate: float = 0.02
 
 
@@ -298,6 +304,8 @@ def _registry(*networks: Network) -> Mapping[str, Network]:
     return {network.name: network for network in networks}
 
 
+# Two plain ReLU units would both be dead for one draw in twenty.
+_leaky_relu = partial(nn.LeakyReLU, 0.1)
 _plane = partial(digits, 2, 2)
 _plane3 = partial(digits, 2, 3)
 _four, _six = partial(digits, 4, 3), partial(digits, 6, 3)
@@ -306,14 +314,21 @@ _rnn_ties = ("input.weight", "input.bias", "recurrent.weight")
 
 SMALL = _registry(
     Network("tiny_mlp", partial(_mlp, 2, 2, 2, activation=nn.Tanh), _plane),
-    Network("tiny_relu", partial(_mlp, 2, 2, 3, activation=nn.ReLU), _plane3, piecewise_linear=True),
+    Network("tiny_relu", partial(_mlp, 2, 2, 3, activation=_leaky_relu), _plane3, piecewise_linear=True),
     Network("tanh_mlp", partial(_mlp, 4, 6, 5, 3, activation=nn.Tanh), _four),
     Network("gelu_mlp", partial(_mlp, 4, 6, 5, 3, activation=nn.GELU), _four),
     Network("relu_mlp", partial(_mlp, 4, 6, 5, 3, activation=nn.ReLU), _four, piecewise_linear=True),
     Network("cnn", _small_cnn, _images, piecewise_linear=True),
     Network("residual", partial(_residual, 6, 4, 3, nn.SiLU), _six),
     Network("rnn", partial(Recurrent, 8, 5, 3, nn.Tanh), _rows, tied=_rnn_ties, series=("recurrent.weight",)),
-    Network("relu_rnn", partial(Recurrent, 8, 5, 3, nn.ReLU), _rows, tied=_rnn_ties, series=("recurrent.weight",)),
+    Network(
+        "relu_rnn",
+        partial(Recurrent, 8, 5, 3, nn.ReLU),
+        _rows,
+        tied=_rnn_ties,
+        series=("recurrent.weight",),
+        gain=0.6,  # at 1 the state grows without bound for one draw in twenty
+    ),
     Network(
         "autoencoder",
         partial(TiedAutoencoder, 8, 5, nn.Tanh),
@@ -398,8 +413,10 @@ def trained(name: str, generator: torch.Generator, steps: int, *, dtype: torch.d
     Runs with the same generator state pass through the same points: 300 steps go on where 100 steps end.
     """
     chosen = network(name)
+    if steps < 0:
+        raise ValueError(f"steps is {steps}: pass 0 for the untrained network, or more")
     model, data = chosen.build().to(dtype), chosen.data(dtype=dtype)
-    initialise(model, data.inputs, generator)
+    initialise(model, data.inputs, generator, gain=chosen.gain)
     _descend(model, chosen, data, steps, generator)
     return model.train(chosen.train_mode)
 
@@ -407,9 +424,10 @@ def trained(name: str, generator: torch.Generator, steps: int, *, dtype: torch.d
 # --- initial values and training --------------------------------------------------------------------------------------
 
 
-def initialise(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> None:
-    """Draw every parameter: weights N(0, 1/fan-in), biases N(0, 0.2²), norm weights N(1, 0.2²); statistics of `inputs`.
+def initialise(model: nn.Module, inputs: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
+    """Draw weights from N(0, gain²/fan-in), biases from N(0, 0.2²), norm weights from N(1, 0.2²).
 
+    Running statistics of batch norm are those of `inputs`, and every named tensor of a tie is drawn once.
     The draws are float64 whatever the dtype of the model, so that precisions can be compared.
     """
     scales = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)}
@@ -417,7 +435,7 @@ def initialise(model: nn.Module, inputs: Tensor, generator: torch.Generator) -> 
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
             if parameter.ndim > 1:
-                parameter.copy_(noise / math.sqrt(parameter[0].numel()))
+                parameter.copy_(gain * noise / math.sqrt(parameter[0].numel()))
             else:
                 parameter.copy_(float(id(parameter) in scales) + 0.2 * noise)
         _set_running_statistics(model, inputs)
@@ -453,7 +471,9 @@ def _descend(model: nn.Module, network: Network, data: Data, steps: int, generat
     velocities = [torch.zeros_like(p) for p in parameters]
     for _ in range(steps):
         rows = torch.randint(len(data.inputs), (32,), generator=generator)
-        gradients = torch.autograd.grad(network.loss(model(data.inputs[rows]), data.targets[rows]), parameters)
+        with torch.enable_grad():
+            loss = network.loss(model(data.inputs[rows]), data.targets[rows])
+        gradients = torch.autograd.grad(loss, parameters)
         for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
             velocity.mul_(0.9).add_(gradient)
             parameter.data.sub_(network.learning_rate * velocity)
@@ -583,18 +603,22 @@ def prescribed(
     linear in the outputs, so all of the curvature is residual: G = 0.
     """
     named = dict(sizes) if isinstance(sizes, Mapping) else {f"block{i}": size for i, size in enumerate(sizes)}
-    _check_prescription(hessians, named)
     if theta is None:
-        theta = torch.randn(hessians.shape[1], generator=generator, dtype=torch.float64).to(hessians)
+        theta = torch.randn(sum(named.values()), generator=generator, dtype=torch.float64).to(hessians)
+    _check_prescription(hessians, named, theta)
     blocks = dict(zip(named, torch.split(theta, list(named.values())), strict=True))
     samples = _split(hessians, hessians.new_zeros(len(hessians)), batch_sizes)
     return Problem(QuadraticForms(blocks), mean_output, samples)
 
 
-def _check_prescription(hessians: Tensor, sizes: Mapping[str, int]) -> None:
+def _check_prescription(hessians: Tensor, sizes: Mapping[str, int], theta: Tensor) -> None:
     if hessians.ndim != 3 or hessians.shape[1] != hessians.shape[2] or not len(hessians):
         raise ValueError(f"hessians has shape {tuple(hessians.shape)}: pass N×P×P, one matrix per sample")
     if not torch.equal(hessians, hessians.mT):
         raise ValueError("hessians are not symmetric: pass (H + H.mT) / 2")
     if sum(sizes.values()) != hessians.shape[1] or min(sizes.values()) < 1:
         raise ValueError(f"sizes {dict(sizes)} must be positive and add up to {hessians.shape[1]} parameters")
+    if theta.shape != hessians.shape[2:]:
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)}: pass one entry for each of {hessians.shape[1]} parameters"
+        )

@@ -1,0 +1,701 @@
+"""Records → axes: every table that the checks left in the ledger becomes one figure, with its data beside it.
+
+Nothing is estimated, fitted or tested here. The columns that a figure adds to its table are changes of unit (a ratio to
+the floor, a bias relative to Σ tr U_rr); they stand in its CSV, so the file holds exactly what the axes show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+Record = Mapping[str, Any]
+
+# Okabe & Ito (2008) without its yellow, which is too pale for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
+GREY = "#767676"
+CLAIMED_RANGE = (5.0, 10.0)
+PNG_DPI = 170
+STYLE: Any = {
+    "font.size": 9.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 9.0,
+    "legend.fontsize": 8.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4.5,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "hesstheory",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One drawn figure: its files, what it shows, and the claims whose checks supplied the rows."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Path
+    png: Path
+    csv: Path
+    claims: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Plot:
+    name: str
+    table: str
+    title: str
+    caption: str
+    keys: tuple[str, ...]
+    numbers: tuple[str, ...]
+    drawable: Callable[[pd.DataFrame], pd.DataFrame]
+    draw: Callable[[Canvas, pd.DataFrame], None]
+
+
+def draw_all(records: Iterable[Record], directory: str | Path) -> list[Figure]:
+    """Draw every figure whose table occurs in `records`; an older figure without a table there is deleted.
+
+    Only files named after a figure of this module are ever deleted, so a directory never mixes two runs.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    records = list(records)
+    figures = []
+    for plot in PLOTS:
+        frame = _frame(records, plot.table)
+        if frame.empty:
+            for path in _paths(plot, directory):
+                path.unlink(missing_ok=True)
+        else:
+            figures.append(_draw(plot, frame, directory))
+    return figures
+
+
+def _draw(plot: _Plot, frame: pd.DataFrame, directory: Path) -> Figure:
+    frame = plot.drawable(_typed(frame, plot))
+    svg, png, csv = _paths(plot, directory)
+    with matplotlib.rc_context(STYLE):
+        canvas = Canvas(layout="constrained")
+        shown = frame[frame["drawn"]]
+        if shown.empty:
+            _say_empty(canvas, len(frame))
+        else:
+            plot.draw(canvas, shown)
+        canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+        canvas.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
+    frame.to_csv(csv, index=False, lineterminator="\n")
+    claims = tuple(dict.fromkeys(frame["claim"]))
+    return Figure(plot.name, plot.title, plot.caption + _rows_note(frame), svg, png, csv, claims)
+
+
+def _paths(plot: _Plot, directory: Path) -> tuple[Path, Path, Path]:
+    svg, png, csv = (directory / f"{plot.name}.{suffix}" for suffix in ("svg", "png", "csv"))
+    return svg, png, csv
+
+
+def _frame(records: Sequence[Record], table: str) -> pd.DataFrame:
+    rows = [
+        {"claim": str(record.get("id", "")), "check": str(check.get("name", "")), **row}
+        for record in records
+        if record.get("record") == "claim"
+        for check in record.get("checks") or ()
+        if check.get("table") == table
+        for row in check.get("rows") or ()
+    ]
+    return pd.DataFrame(rows)
+
+
+def _typed(frame: pd.DataFrame, plot: _Plot) -> pd.DataFrame:
+    columns = ("claim", "check", *plot.keys, *plot.numbers)
+    frame = frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+    for key in plot.keys:
+        frame[key] = [str(value) if pd.notna(value) else "–" for value in frame[key]]
+    for number in plot.numbers:
+        frame[number] = pd.to_numeric(frame[number], errors="coerce").astype(float)
+    return frame
+
+
+def _rows_note(frame: pd.DataFrame) -> str:
+    hidden = int((~frame["drawn"]).sum())
+    note = f" {len(frame)} rows."
+    if hidden:
+        note += (
+            f" {hidden} of them cannot stand on these axes (missing, zero, infinite or repeated); they are in the data."
+        )
+    return note
+
+
+def _say_empty(canvas: Canvas, rows: int) -> None:
+    canvas.set_size_inches(6.0, 1.2)
+    canvas.text(
+        0.5, 0.5, f"none of the {rows} rows can be drawn; see the data file", ha="center", va="center", color=GREY
+    )
+
+
+# --- which rows can stand on the axes -------------------------------------------------------------------------------
+
+
+def _finite(*columns: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    return lambda frame: frame.assign(drawn=np.isfinite(frame[list(columns)].to_numpy()).all(axis=1))
+
+
+def _positive(*columns: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def drawable(frame: pd.DataFrame) -> pd.DataFrame:
+        values = frame[list(columns)].to_numpy()
+        return frame.assign(drawn=(np.isfinite(values) & (values > 0)).all(axis=1))
+
+    return drawable
+
+
+def _with_ratio(name: str, over: str, under: str) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def drawable(frame: pd.DataFrame) -> pd.DataFrame:
+        frame = _positive(over, under)(frame)
+        return frame.assign(**{name: (frame[over] / frame[under]).where(frame["drawn"])})
+
+    return drawable
+
+
+def _relative_bias(frame: pd.DataFrame) -> pd.DataFrame:
+    scale = frame["separate_trace"].abs()
+    scale = scale.where(scale > 0)
+    relative = {f"relative_{name}": frame[name] / scale for name in ("bias", "bound_low", "bound_high")}
+    return _finite("relative_bias")(frame.assign(**relative))
+
+
+def _over_floor(frame: pd.DataFrame) -> pd.DataFrame:
+    floor = frame["floor"].where(frame["floor"] > 0)
+    frame = frame.assign(predicted_over_floor=frame["predicted"] / floor, measured_over_floor=frame["measured"] / floor)
+    return _positive("num_probes", "predicted_over_floor")(frame)
+
+
+def _first_of_cell(frame: pd.DataFrame) -> pd.DataFrame:
+    repeated = frame.duplicated(["network", "block", "step", "batch_size"])
+    return frame.assign(drawn=(frame["k_star"] >= 0) & frame["batch_size"].notna() & ~repeated)
+
+
+# --- shared furniture -----------------------------------------------------------------------------------------------
+
+
+def _names(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _parts(frame: pd.DataFrame, key: str | list[str]) -> Iterator[tuple[Any, pd.DataFrame]]:
+    """The rows of each value of `key`, in the order of the records."""
+    yield from frame.groupby(key, sort=False)
+
+
+def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker both carry the name, so that neither colour vision nor a colour printer is needed."""
+    return {
+        name: {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]} for i, name in enumerate(names)
+    }
+
+
+def _grid(canvas: Canvas, count: int, width: float, height: float, columns: int, legend: float = 0.5) -> list[Axes]:
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    canvas.set_size_inches(max(columns * width, 5.5), rows * height + legend)
+    axes = canvas.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for spare in axes[count:]:
+        spare.remove()
+    return list(axes[:count])
+
+
+def _legend(canvas: Canvas, handles: Sequence[Any]) -> None:
+    width = canvas.get_size_inches()[0]
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), int(width / (0.55 + 0.075 * longest))))
+    canvas.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+
+
+def _legend_height(labels: int) -> float:
+    return 0.35 + 0.2 * math.ceil(labels / 5)
+
+
+def _dot(label: str, **look: Any) -> Line2D:
+    return Line2D([], [], label=label, **{"linestyle": "none", **look})
+
+
+def _line(label: str, **look: Any) -> Line2D:
+    return Line2D([], [], label=label, **look)
+
+
+def _short(text: str, limit: int = 30) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _face(stage: str, colour: str) -> str:
+    return "white" if stage == "untrained" else colour
+
+
+def _log_ticks(axis: Any, low: float, high: float) -> None:
+    """At most five whole decades; below one decade 1-2-5 ticks written as plain numbers."""
+    if high / low < 10:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    else:
+        axis.set_major_locator(LogLocator(numticks=6))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _log(ax: Axes, x: bool = True, y: bool = True) -> None:
+    for wanted, axis, name in ((x, ax.xaxis, "x"), (y, ax.yaxis, "y")):
+        if wanted:
+            ax.set(**{f"{name}scale": "log"})
+            low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
+            _log_ticks(axis, low, high)
+
+
+def _padded_log(values: np.ndarray) -> tuple[float, float]:
+    low, high = float(values.min()), float(values.max())
+    pad = max((high / low) ** 0.05, 1.15)
+    return low / pad, high * pad
+
+
+def _power_of_ten(value: float, _: Any = None) -> str:
+    if value == 0:
+        return "0"
+    exponent = round(math.log10(abs(value)))
+    return rf"${'-' if value < 0 else ''}10^{{{exponent}}}$"
+
+
+def _decades(low: int, high: int, most: int = 3) -> list[int]:
+    step = max(1, math.ceil((high - low + 1) / most))
+    return list(range(high, low - 1, -step))[::-1]
+
+
+def _signed_scale(ax: Axes, values: np.ndarray) -> None:
+    """The same scale on both axes: linear over a decade or so, else symmetric-logarithmic (traces may be negative)."""
+    sizes = np.abs(values[values != 0])
+    low, high = float(values.min()), float(values.max())
+    if sizes.size == 0 or sizes.max() / sizes.min() < 30:
+        pad = 0.08 * (high - low) or 1.0
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(4))
+        ax.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad))
+        return
+    top = math.ceil(math.log10(sizes.max()))
+    bottom = max(math.floor(math.log10(sizes.min())), top - 6)
+    negative = -(10.0**top) if low < 0 else 0.0
+    positive = 10.0**top if high > 0 else 0.0
+    exponents = _decades(bottom, top, most=3 if negative and positive else 5)
+    ticks = [sign * 10.0**e for sign in (-1, 1) for e in exponents if negative <= sign * 10.0**e <= positive]
+    for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
+        ax.set(**{f"{name}scale": matplotlib.scale.SymmetricalLogScale(axis, linthresh=10.0**bottom, linscale=0.6)})
+        axis.set_major_locator(FixedLocator(sorted([0.0, *ticks])))
+        axis.set_major_formatter(FuncFormatter(_power_of_ten))
+        axis.set_minor_locator(NullLocator())
+    ax.set(xlim=(1.3 * negative, 1.3 * positive), ylim=(1.3 * negative, 1.3 * positive))
+
+
+# --- exact against estimated ----------------------------------------------------------------------------------------
+
+
+def _draw_estimates(canvas: Canvas, frame: pd.DataFrame) -> None:
+    networks = _names(frame["network"])
+    columns = min(len(networks), 4)
+    rows = math.ceil(len(networks) / columns)
+    canvas.set_size_inches(max(2.7 * columns, 5.5), 3.7 * rows + 0.6)
+    axes = canvas.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
+    looks = _looks(_names(frame["probe"]))
+    for i in range(rows * columns):
+        upper, lower = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
+        if i >= len(networks):
+            upper.remove()
+            lower.remove()
+            continue
+        _estimates_panel(upper, lower, frame[frame["network"] == networks[i]], looks)
+        upper.set_title(_short(networks[i]))
+        if i % columns == 0:
+            upper.set_ylabel(r"estimated $\mathrm{tr}\,H_{ll}$" + "\n(loss / weight²)")
+            lower.set_ylabel("error ÷ half\n95% interval")
+        if i + columns >= len(networks):
+            lower.set_xlabel(r"exact $\mathrm{tr}\,H_{ll}$ (loss / weight²)")
+    stages = _names(frame["stage"])
+    handles: list[Any] = [_dot(f"{name} probes", **look) for name, look in looks.items()]
+    handles += [_dot(stage, marker="o", color=GREY, markerfacecolor=_face(stage, GREY)) for stage in stages]
+    handles += [_line("exact = estimated", color=GREY, lw=0.9), Patch(color="#dddddd", label="95% interval covers")]
+    _legend(canvas, handles)
+
+
+def _estimates_panel(upper: Axes, lower: Axes, frame: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    reach = frame[["exact", "estimate", "low", "high"]].to_numpy()
+    _signed_scale(upper, reach[np.isfinite(reach)])
+    upper.plot(upper.get_xlim(), upper.get_xlim(), color=GREY, lw=0.9, zorder=1)
+    lower.sharex(upper)
+    lower.axhspan(-1, 1, color="#dddddd", lw=0)
+    error = frame["estimate"] - frame["exact"]
+    half = np.where(error < 0, frame["high"] - frame["estimate"], frame["estimate"] - frame["low"])
+    frame = frame.assign(misfit=np.divide(error, half, out=np.full(len(frame), np.nan), where=half > 0))
+    for (probe, stage), part in _parts(frame, ["probe", "stage"]):
+        look = {**looks[probe], "markerfacecolor": _face(stage, looks[probe]["color"]), "linestyle": "none"}
+        whiskers = [(part["estimate"] - part["low"]).clip(lower=0), (part["high"] - part["estimate"]).clip(lower=0)]
+        upper.errorbar(part["exact"], part["estimate"], yerr=whiskers, elinewidth=0.9, capsize=2, **look)
+        lower.plot(part["exact"], part["misfit"], **{**look, "markersize": 3.5})
+    worst = np.nanmax([1.5, *frame["misfit"].abs()])
+    lower.set_ylim(-1.2 * worst, 1.2 * worst)
+    lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
+    upper.tick_params(labelbottom=False)
+
+
+# --- variances ------------------------------------------------------------------------------------------------------
+
+
+def _draw_variance(canvas: Canvas, frame: pd.DataFrame) -> None:
+    canvas.set_size_inches(6.2, 5.6)
+    upper, lower = canvas.subplots(2, 1, height_ratios=[3, 1], sharex=True)
+    looks = _looks(_names(frame["probe"]))
+    for (probe, stage), part in _parts(frame, ["probe", "stage"]):
+        look = {**looks[probe], "markerfacecolor": _face(stage, looks[probe]["color"]), "linestyle": "none"}
+        upper.plot(part["predicted"], part["measured"], **look)
+        lower.plot(part["predicted"], part["measured_over_predicted"], **look)
+    limits = _padded_log(frame[["predicted", "measured"]].to_numpy())
+    upper.plot(limits, limits, color=GREY, lw=0.9, zorder=1)
+    lower.axhline(1, color=GREY, lw=0.9, zorder=1)
+    upper.set(xlim=limits, ylim=limits)
+    _log(upper)
+    unit = "(loss / weight²)²"
+    upper.set_ylabel(f"measured variance\n{unit}")
+    lower.set(xlabel=f"predicted variance {unit}", ylabel="measured ÷\npredicted")
+    away = max(0.02, float((frame["measured_over_predicted"] - 1).abs().max()))
+    lower.set_ylim(max(0.0, 1 - 1.25 * away), 1 + 1.25 * away)
+    handles: list[Any] = [_dot(f"{name} probes", **look) for name, look in looks.items()]
+    handles += [_dot(s, marker="o", color=GREY, markerfacecolor=_face(s, GREY)) for s in _names(frame["stage"])]
+    _legend(canvas, [*handles, _line("measured = predicted", color=GREY, lw=0.9)])
+
+
+def _draw_crossover(canvas: Canvas, frame: pd.DataFrame) -> None:
+    networks = _names(frame["network"])
+    canvas.set_size_inches(9.6, max(4.4, 0.34 * len(networks) + 1.5))
+    left, right = canvas.subplots(1, 2, width_ratios=[1, 1])
+    wins = frame["full_vector_wins"].str.lower().isin(("true", "1", "1.0"))
+    sides = ((True, COLOURS[0], "o", "full-vector probe wins"), (False, COLOURS[1], "^", "separated probes win"))
+    place = frame["network"].map({name: i for i, name in enumerate(networks)})
+    order = frame.groupby("network", sort=False).cumcount()
+    crowd = frame.groupby("network", sort=False)["network"].transform("size")
+    place = place + 0.6 * ((order + 0.5) / crowd - 0.5)
+    for win, colour, marker, _ in sides:
+        for stage, part in _parts(frame[wins == win], "stage"):
+            look = {"color": colour, "marker": marker, "markerfacecolor": _face(stage, colour), "linestyle": "none"}
+            left.plot(part["separated_variance"], part["full_variance"], **look)
+            right.plot(part["full_over_separated"], place[part.index], **look)
+    limits = _padded_log(frame[["separated_variance", "full_variance"]].to_numpy())
+    left.plot(limits, limits, color=GREY, lw=0.9, zorder=1)
+    left.set(xlim=limits, ylim=limits, xlabel="variance, separated probes (loss / weight²)²")
+    left.set_ylabel("variance, one full-vector probe (loss / weight²)²")
+    _log(left)
+    right.axvline(1, color=GREY, lw=0.9, zorder=1)
+    right.set(xlim=_padded_log(np.append(frame["full_over_separated"].to_numpy(), 1.0)))
+    right.set(xlabel="full-vector variance ÷ separated variance", ylim=(len(networks) - 0.4, -0.6))
+    right.set_yticks(range(len(networks)), [_short(name) for name in networks])
+    _log(right, y=False)
+    handles = [_dot(label, color=colour, marker=marker) for _, colour, marker, label in sides]
+    handles += [_dot(s, marker="o", color=GREY, markerfacecolor=_face(s, GREY)) for s in _names(frame["stage"])]
+    _legend(canvas, [*handles, _line("equal variance", color=GREY, lw=0.9)])
+
+
+# --- tied weights ---------------------------------------------------------------------------------------------------
+
+
+def _draw_tied_bias(canvas: Canvas, frame: pd.DataFrame) -> None:
+    canvas.set_size_inches(7.2, 0.42 * len(frame) + 1.5)
+    ax = canvas.subplots()
+    places = np.arange(len(frame))
+    for y, row in zip(places, frame.to_dict("records"), strict=True):
+        low, high, bias = row["relative_bound_low"], row["relative_bound_high"], row["relative_bias"]
+        ax.plot([low, high], [y, y], color="#c4c4c4", lw=7, solid_capstyle="butt", zorder=1)
+        ax.plot([low, low, np.nan, high, high], [y - 0.3, y + 0.3, np.nan, y - 0.3, y + 0.3], color=GREY, lw=1.1)
+        marker, colour = _sign_look(bias)
+        ax.plot([0, bias], [y, y], color=colour, lw=2.4, zorder=3)
+        ax.plot([bias], [y], color=colour, marker=marker, markersize=7, zorder=4)
+        ax.annotate(f"{bias:+.3g}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+    ax.axvline(0, color="black", lw=0.9, zorder=2)
+    labels = [f"{_short(e)}  (T = {t:g})" for e, t in zip(frame["example"], frame["instances"], strict=True)]
+    ax.set_yticks(places, labels)
+    ax.set(ylim=(len(frame) - 0.4, -0.6), xlabel=r"bias of separate probes ÷ $|\sum_r \mathrm{tr}\,U_{rr}|$")
+    ax.grid(axis="y", visible=False)
+    signs = ((1.0, "over-estimates"), (0.0, "unbiased"), (-1.0, "under-estimates"))
+    handles: list[Any] = [_dot(label, marker=_sign_look(s)[0], color=_sign_look(s)[1], ms=7) for s, label in signs]
+    _legend(canvas, [*handles, Patch(color="#c4c4c4", label="bounds for positive semi-definite U")])
+
+
+def _sign_look(bias: float) -> tuple[str, str]:
+    if abs(bias) < 1e-9:  # of Σ tr U_rr: rounding, not bias
+        return "o", COLOURS[6]
+    return (">", COLOURS[1]) if bias > 0 else ("<", COLOURS[0])
+
+
+# --- how many probes ------------------------------------------------------------------------------------------------
+
+
+def _draw_tradeoff(canvas: Canvas, frame: pd.DataFrame) -> None:
+    panels = _names(zip(frame["network"], frame["batch_size"], strict=True))
+    looks = _looks(_names(frame["block"]))
+    axes = _grid(canvas, len(panels), 2.9, 2.7, columns=3, legend=_legend_height(len(looks) + 4))
+    for ax, (network, batch_size) in zip(axes, panels, strict=True):
+        part = frame[(frame["network"] == network) & (frame["batch_size"] == batch_size)]
+        for block, curve in _parts(part.sort_values("num_probes"), "block"):
+            _tradeoff_curve(ax, curve, looks[block])
+        ax.axhline(1, color="black", lw=1.1)
+        ax.axhline(2, color=GREY, lw=0.9, ls=":")
+        ax.set(title=f"{_short(network)}, batch {batch_size:g}", xlabel="probes K", ylabel="total variance ÷ floor")
+        _log(ax)
+    handles = [_dot(name, **look) for name, look in looks.items()]
+    handles += [_line("predicted", color=GREY), _dot("measured", color=GREY, marker="o")]
+    handles.append(_dot("K* (twice the floor)", marker="*", color=GREY, ms=11, markeredgecolor="black", mew=0.6))
+    _legend(canvas, [*handles, _line("floor: batch noise alone", color="black", lw=1.1)])
+
+
+def _tradeoff_curve(ax: Axes, curve: pd.DataFrame, look: Mapping[str, Any]) -> None:
+    ax.plot(curve["num_probes"], curve["predicted_over_floor"], color=look["color"])
+    measured = curve[curve["measured_over_floor"] > 0]
+    ax.plot(measured["num_probes"], measured["measured_over_floor"], linestyle="none", **look)
+    k_star = curve["k_star"].iloc[0]
+    if np.isfinite(k_star) and k_star > 0:
+        ax.plot([k_star], [2], marker="*", ms=11, color=look["color"], markeredgecolor="black", mew=0.6, zorder=5)
+
+
+def _draw_budget(canvas: Canvas, frame: pd.DataFrame) -> None:
+    panels = _names(zip(frame["network"], frame["overhead_ratio"], strict=True))
+    looks = _looks(_names(frame["block"]))
+    axes = _grid(canvas, len(panels), 2.9, 2.7, columns=3, legend=_legend_height(len(looks) + 1))
+    for ax, (network, ratio) in zip(axes, panels, strict=True):
+        same = frame["overhead_ratio"].eq(ratio) | (frame["overhead_ratio"].isna() & math.isnan(ratio))
+        part = frame[(frame["network"] == network) & same]
+        for block, curve in _parts(part.sort_values("num_probes"), "block"):
+            _budget_curve(ax, curve, looks[block])
+        ax.set_title(_short(network) + ("" if math.isnan(ratio) else rf", $c_0/c_1$ = {ratio:g}"))
+        ax.set(xlabel="probes per mini-batch K", ylabel="variance at the fixed budget\n(loss / weight²)²")
+        _log(ax)
+    handles = [_line(name, **look) for name, look in looks.items()]
+    star = _dot("predicted optimum", marker="*", color=GREY, ms=11, markeredgecolor="black", mew=0.6)
+    _legend(canvas, [*handles, star])
+
+
+def _budget_curve(ax: Axes, curve: pd.DataFrame, look: Mapping[str, Any]) -> None:
+    """The star sits on the drawn line above K_opt; hollow at the nearest end if K_opt lies outside the line."""
+    probes, variance = np.log(curve["num_probes"].to_numpy()), np.log(curve["variance"].to_numpy())
+    ax.plot(curve["num_probes"], curve["variance"], **look)
+    k_opt = curve["k_opt"].iloc[0]
+    if not (np.isfinite(k_opt) and k_opt > 0):
+        return
+    x = float(np.clip(np.log(k_opt), probes.min(), probes.max()))
+    y = float(np.exp(np.interp(x, probes, variance)))
+    face = look["color"] if math.isclose(x, math.log(k_opt)) else "white"
+    ax.plot([math.exp(x)], [y], marker="*", ms=11, color=face, markeredgecolor="black", mew=0.6, zorder=5)
+
+
+# --- map of critical probe counts -----------------------------------------------------------------------------------
+
+
+def _draw_critical_probes(canvas: Canvas, frame: pd.DataFrame) -> None:
+    networks, steps = _names(frame["network"]), _names(frame["step"])
+    sizes = sorted(_names(frame["batch_size"]))
+    blocks = {network: _names(frame.loc[frame["network"] == network, "block"]) for network in networks}
+    heights = [0.27 * len(names) + 0.75 for names in blocks.values()]
+    canvas.set_size_inches(max(6.0, len(steps) * (0.5 * len(sizes) + 0.3) + 2.4), sum(heights) + 0.5)
+    axes = canvas.subplots(len(networks), len(steps), squeeze=False, height_ratios=heights)
+    finite = frame.loc[np.isfinite(frame["k_star"]) & (frame["k_star"] > 0), "k_star"]
+    centre = math.sqrt(CLAIMED_RANGE[0] * CLAIMED_RANGE[1])
+    decades = max([1.0, *np.abs(np.log10(finite / centre))])
+    norm = LogNorm(centre / 10**decades, centre * 10**decades)
+    cells = frame.set_index(["network", "step", "block", "batch_size"])["k_star"]
+    for i, network in enumerate(networks):
+        for j, step in enumerate(steps):
+            values = [[cells.get((network, step, b, size), np.nan) for size in sizes] for b in blocks[network]]
+            _map_panel(axes[i, j], np.array(values, dtype=float), norm)
+            axes[i, j].set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
+            axes[i, j].set_yticks(
+                range(len(blocks[network])), [_short(b, 20) for b in blocks[network]] if j == 0 else []
+            )
+            axes[i, j].set_title(f"{_short(network)}, step {step}" if len(step) < 12 else f"{_short(network)}\n{step}")
+    for ax in axes[-1]:
+        ax.set_xlabel("batch size")
+    _map_colours(canvas, axes, norm)
+    box = Patch(facecolor="white", edgecolor="black", linewidth=1.8, label="inside the claimed range 5–10")
+    canvas.legend(handles=[box], loc="outside lower center")
+
+
+def _map_panel(ax: Axes, values: np.ndarray, norm: LogNorm) -> None:
+    low, high = float(norm.vmin or 1.0), float(norm.vmax or 1.0)
+    painted = np.ma.masked_invalid(np.clip(np.where(np.isposinf(values), high, values), low, high))
+    colours = matplotlib.colormaps["PuOr"].with_extremes(bad="#eeeeee")
+    ax.imshow(painted, norm=norm, cmap=colours, aspect="auto", interpolation="nearest")
+    for (y, x), value in np.ndenumerate(values):
+        inside = CLAIMED_RANGE[0] <= value <= CLAIMED_RANGE[1]
+        shade = 0.5 if math.isnan(value) else float(norm(painted[y, x]))
+        ink = "white" if abs(shade - 0.5) > 0.33 else "black"
+        ax.text(
+            x, y, _count(value), ha="center", va="center", fontsize=7.5, color=ink, weight="bold" if inside else None
+        )
+        if inside:
+            ax.add_patch(Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, lw=1.8, ec="black"))
+    ax.grid(visible=False)
+    ax.tick_params(length=0)
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def _map_colours(canvas: Canvas, axes: np.ndarray, norm: LogNorm) -> None:
+    colours = matplotlib.cm.ScalarMappable(norm=norm, cmap="PuOr")
+    bar = canvas.colorbar(colours, ax=axes.ravel().tolist(), aspect=30, fraction=0.05, pad=0.02)
+    bar.set_label("critical probe count K*  (paler is nearer 5–10)")
+    bar.ax.axhline(CLAIMED_RANGE[0], color="black", lw=1.4)
+    bar.ax.axhline(CLAIMED_RANGE[1], color="black", lw=1.4)
+    bar.ax.minorticks_off()
+
+
+def _count(value: float) -> str:
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    if value >= 9950:
+        return f"{value / 1000:.0f}k" if value < 1e6 else f"{value:.0e}".replace("e+0", "e")
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
+# --- power ----------------------------------------------------------------------------------------------------------
+
+
+def _draw_power(canvas: Canvas, frame: pd.DataFrame) -> None:
+    canvas.set_size_inches(6.2, 4.2)
+    ax = canvas.subplots()
+    looks = _looks(_names(frame["draws"]))
+    for name, part in _parts(frame.sort_values("effect"), "draws"):
+        whiskers = [
+            (part["rejection_rate"] - part["low"]).clip(lower=0),
+            (part["high"] - part["rejection_rate"]).clip(lower=0),
+        ]
+        known = part["theory"].notna().any()
+        link = "none" if known else "-"
+        ax.errorbar(part["effect"], part["rejection_rate"], yerr=whiskers, capsize=2, linestyle=link, **looks[name])
+        if known:
+            ax.plot(part["effect"], part["theory"], color=looks[name]["color"])
+    ax.axvline(1, color=GREY, lw=0.9, ls="--")
+    ax.set(xlabel="true effect (margins)", ylabel="share of runs rejected, 95% interval", ylim=(-0.03, 1.03))
+    handles = [_dot(f"{name} draws", **look) for name, look in looks.items()]
+    if frame["theory"].notna().any():
+        handles.append(_line("theory", color=GREY))
+    _legend(canvas, [*handles, _line("margin", color=GREY, lw=0.9, ls="--")])
+
+
+PLOTS: tuple[_Plot, ...] = (
+    _Plot(
+        "exact_vs_estimated",
+        "estimates",
+        "Estimated against exact layer traces",
+        "Each point is the trace of one diagonal block, estimated with random probes (95% interval) against its exact "
+        "value. Axes are symmetric-logarithmic where a network spans decades. The strips below show the error in units "
+        "of half the interval: about one point in twenty may leave the grey band.",
+        ("network", "stage", "block", "probe"),
+        ("exact", "estimate", "low", "high", "num_probes"),
+        _finite("exact", "estimate"),
+        _draw_estimates,
+    ),
+    _Plot(
+        "predicted_vs_measured_variance",
+        "variance",
+        "Measured against predicted variance",
+        "Variance of a layer trace, measured over repeated draws, against its closed form; below, their ratio. For "
+        "probes with independent entries the form is 2‖H_ll‖² + (κ−3) Σ H_ii² + Σ_{m≠l} ‖H_lm‖².",
+        ("network", "stage", "block", "probe"),
+        ("predicted", "measured"),
+        _with_ratio("measured_over_predicted", "measured", "predicted"),
+        _draw_variance,
+    ),
+    _Plot(
+        "tied_weight_bias",
+        "tied_bias",
+        "Bias when tied weights are probed separately",
+        "Error made by giving each instance of a tied tensor its own probe, relative to |Σ tr U_rr|. Grey bars are "
+        "the bounds [−(T−1), 1] that hold for a positive semi-definite unrolled Hessian. "
+        "One shared probe has no such bias.",
+        ("example",),
+        ("instances", "exact_trace", "separate_trace", "bias", "bound_low", "bound_high"),
+        _relative_bias,
+        _draw_tied_bias,
+    ),
+    _Plot(
+        "probe_tradeoff",
+        "total_variance",
+        "What another probe buys on one mini-batch",
+        "Total variance of a layer trace over the floor left by batch sampling, against the number of probes on that "
+        "batch. Lines are predictions, points measurements; at K* (stars) the total is twice the floor.",
+        ("network", "block"),
+        ("batch_size", "num_probes", "predicted", "measured", "k_star", "floor"),
+        _over_floor,
+        _draw_tradeoff,
+    ),
+    _Plot(
+        "budget_u_curve",
+        "budget",
+        "Best number of probes at a fixed budget",
+        "Variance reached with a fixed budget when each mini-batch costs an overhead c₀ and each probe c₁. The star is "
+        "the predicted optimum √(c₀/c₁ · K*); it is hollow at an end of the curve where the optimum lies beyond it.",
+        ("network", "block"),
+        ("num_probes", "variance", "k_opt", "overhead_ratio"),
+        _positive("num_probes", "variance"),
+        _draw_budget,
+    ),
+    _Plot(
+        "critical_probes_map",
+        "critical_probes",
+        "Critical probe count by layer, training step and batch size",
+        "K*, the number of probes at which probe noise equals batch noise. Paler cells are nearer to 5–10; cells "
+        "inside that range are framed. Orange needs fewer probes, purple more.",
+        ("network", "block", "step"),
+        ("batch_size", "k_star"),
+        _first_of_cell,
+        _draw_critical_probes,
+    ),
+    _Plot(
+        "power_curve",
+        "power",
+        "Power of the statistical checks",
+        "How often a check rejects, by the size of the true effect in units of its margin, with 95% intervals.",
+        ("draws",),
+        ("effect", "rejection_rate", "low", "high", "theory"),
+        _finite("effect", "rejection_rate"),
+        _draw_power,
+    ),
+    _Plot(
+        "full_vector_vs_separated",
+        "crossover",
+        "One full-vector probe against separated probes",
+        "Variance of a block trace at equal numbers of Hessian products. Below the line (left) and left of 1 (right) "
+        "one full-vector probe is better; cross-layer blocks decide.",
+        ("network", "stage", "block", "full_vector_wins"),
+        ("separated_variance", "full_variance", "ratio"),
+        _with_ratio("full_over_separated", "full_variance", "separated_variance"),
+        _draw_crossover,
+    ),
+)
+
+FIGURE_OF_TABLE: Mapping[str, str] = {plot.table: plot.name for plot in PLOTS}

@@ -1,0 +1,1 @@
+"""The science: claims grouped by subject. Importing a module registers its claims."""
