@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ _GROUP_ELEMENTS = 2**28  # entries of the probes held at once: a machine-indepen
 # --- probes ---------------------------------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Probe(Protocol):
     """A distribution of z ∈ R^P with E z zᵀ = I."""
 

@@ -159,6 +159,11 @@ class Tail:
         """X = zᵀAz, z normal: v = 2‖A‖², c = 2‖A‖₂ (Laurent and Massart 2000, lemma 1)."""
         return cls(2 * _array(frobenius) ** 2, 2 * _array(spectral))
 
+    @classmethod
+    def sign_form(cls, frobenius: Any, spectral: Any) -> Tail:
+        """X = zᵀBz, z signs, B without its diagonal: v = 4‖B‖², c = 4‖B‖₂ (Cortinovis and Kressner 2021, theorem 2)."""
+        return cls(4 * _array(frobenius) ** 2, 4 * _array(spectral))
+
     def half_width(self, num_draws: int, alpha: float) -> Any:
         """Half the width of the two-sided interval of level 1 − α from n draws, in the units of X."""
         L = math.log(2 / alpha)
@@ -235,7 +240,7 @@ def statistical(
 
     `draw(n, generator)` returns n draws, or n rows of them; several targets at once share the level.
     """
-    test = SequentialTest(_array(margin), alpha / np.size(target), tail, first)
+    test = SequentialTest(_array(margin), alpha / _array(target).size, tail, first)
     status, mean, n, width = test.run(draw, target, generator)
     error = np.ravel(np.abs(mean - _array(target)))
     worst = int(

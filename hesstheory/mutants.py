@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hesstheory import theory
-from hesstheory.curvature import ggn
-from hesstheory.estimators import Estimate, Gaussian, LayerwiseTrace, Probe, Rademacher
+from hesstheory.curvature import ggn, hessian
+from hesstheory.estimators import Estimate, Gaussian, LayerwiseTrace, Probe, Rademacher, Uniform
 from hesstheory.problem import Problem
 
 # --- layer-wise estimators ------------------------------------------------------------------------------------------
@@ -105,6 +105,46 @@ class ReseededPerLayer(WrongTrace):
             for index in problem.index.values():
                 probes[index] = probes[longest[: len(index)]]
         return LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+
+
+class ReusedProbe(WrongTrace):
+    """Draws one probe and reuses it for all products: right on average over runs, never within one."""
+
+    def __call__(
+        self, problem: Problem, generator: torch.Generator | None = None, *, probes: Tensor | None = None
+    ) -> Estimate:
+        if probes is None:
+            probes = Rademacher().sample(problem.num_params, 1, _given(generator)).expand(-1, self.num_probes)
+        return LayerwiseTrace(self.num_probes)(problem, probes=probes)
+
+
+class UnscaledProbes(WrongTrace):
+    """Draws uniform entries on [−1, 1] without scaling them to unit variance."""
+
+    def __call__(
+        self, problem: Problem, generator: torch.Generator | None = None, *, probes: Tensor | None = None
+    ) -> Estimate:
+        if probes is None:
+            probes = Uniform().sample(problem.num_params, self.num_probes, _given(generator)) / 3**0.5
+        return LayerwiseTrace(self.num_probes)(problem, probes=probes)
+
+
+class BiasJustOutsideMargin(WrongTrace):
+    """Adds 0.52 standard deviations of one probe to every trace, just outside the margin of 0.5."""
+
+    def __call__(
+        self, problem: Problem, generator: torch.Generator | None = None, *, probes: Tensor | None = None
+    ) -> Estimate:
+        right = LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+        H = hessian(problem).to_dense()
+        blocks = theory.probe_covariance_matrix(H, problem.index, 1.0).diagonal().sqrt()
+        return replace(right, samples=right.samples + 0.52 * blocks.numpy())
+
+
+def _given(generator: torch.Generator | None) -> torch.Generator:
+    if generator is None:
+        raise TypeError("pass a torch.Generator or probes=")
+    return generator
 
 
 # --- samplers -------------------------------------------------------------------------------------------------------

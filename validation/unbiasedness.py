@@ -11,7 +11,7 @@ import torch
 from scipy import special
 from torch import Tensor
 
-from hesstheory import mutants, theory
+from hesstheory import mutants, theory, zoo
 from hesstheory.claims import Case, Context, claim
 from hesstheory.estimators import (
     Gaussian,
@@ -114,6 +114,54 @@ def reseeding_per_layer_adds_cross_traces(estimator: Any, context: Context) -> I
             magnitude=absolute_rows(case),
             terms=roundings(case, Z.shape[1]),
         )
+
+
+NUM_DRAWN_NETWORKS = len(zoo.SMALL)
+
+
+@claim(
+    "T1.c",
+    "The estimates that a user gets, from probes drawn at random, centre on the exact traces.",
+    formula=r"\mathbb{E}\,\bar q_l=\operatorname{tr}H_{ll}",
+    source="[LHT]",
+    reason="T1 for the drawn probes of T1.b",
+    subject=LayerwiseTrace,
+    mutants=[mutants.ReusedProbe, mutants.UnscaledProbes, mutants.BiasJustOutsideMargin],
+    statistical=2 * NUM_DRAWN_NETWORKS,
+    profile="ci",
+)
+def drawn_estimates_centre_on_the_trace(estimator: Any, context: Context) -> Iterator[Check]:
+    for case in context.cases():
+        if case.stage == "untrained" and not context.is_thorough:
+            continue
+        forms = [theory.quadratic_form(case.H, index) for index in case.problem.index.values()]
+        scattered = torch.stack([form - form.diagonal().diag() for form in forms])
+        frobenius, spectral = scattered.norm(dim=(1, 2)), torch.linalg.matrix_norm(scattered, 2)
+        live = frobenius > 0
+
+        def draws(n: int, generator: torch.Generator, case: Case = case, live: Tensor = live) -> np.ndarray:
+            return estimator(num_probes=n)(case.problem, generator).samples.to_numpy()[:, live.numpy()]
+
+        yield statistical(
+            f"{case}: mean of drawn probes",
+            draws,
+            block_traces(case)[live],
+            margin=0.5 * 2**0.5 * frobenius[live],
+            tail=Tail.sign_form(frobenius[live], spectral[live]),
+            alpha=context.alpha,
+            generator=context.generator(str(case)),
+        ).showing("estimates", _shown_estimates(case, context))
+
+
+def _shown_estimates(case: Case, context: Context, num_probes: int = 100) -> list[dict[str, Any]]:
+    """What one run of a hundred sign probes says, with its Student intervals, beside the exact traces."""
+    estimate = LayerwiseTrace(num_probes)(case.problem, context.generator(str(case), "shown"))
+    interval = estimate.confidence_interval(0.95)
+    return [
+        {"network": case.network, "stage": case.stage, "block": block, "exact": float(exact), "estimate": value}
+        | {"low": interval["low"][block], "high": interval["high"][block], "num_probes": num_probes, "probe": "signs"}
+        for (block, value), exact in zip(estimate.value.items(), block_traces(case), strict=True)
+    ]
 
 
 SAMPLERS = (Rademacher(), Gaussian(), Uniform(), Sphere(), SparseSigns(0.25))

@@ -41,13 +41,24 @@ def predicted(formula: Any, case: Case, kurtosis: float) -> np.ndarray:
     return np.array([float(formula(case.block(l, l), case.cross_blocks(l), kurtosis)) for l in case.problem.index])
 
 
-def enumerated_variance(case: Case) -> tuple[np.ndarray, np.ndarray, int]:
-    """Exact Rademacher variance of q_l by running the estimator on all columns of a strength-four array; its rounding
-    magnitude; the number of columns."""
-    samples = LayerwiseTrace()(case.problem, probes=strength_four_signs(case.problem.num_params)).samples
-    absolute = absolute_rows(case).numpy()
-    magnitude = (2 * absolute * samples.abs().mean() + (samples**2).mean()).to_numpy()
-    return samples.var(ddof=0).to_numpy(), magnitude, len(samples)
+def all_forms(case: Case, context: Context) -> np.ndarray:
+    """q_l of every column of a strength-four array, columns × blocks.
+
+    Small networks, and all in the full profile, run the estimator; else the products come from the dense Hessian, whose
+    agreement with the estimator T1 decides.
+    """
+    Z = strength_four_signs(case.problem.num_params)
+    if case.problem.num_params <= 31 or context.is_thorough:
+        return LayerwiseTrace()(case.problem, probes=Z).samples.to_numpy()
+    forms = Z * (case.H @ Z)
+    return torch.stack([forms[index].sum(0) for index in case.problem.index.values()], dim=1).numpy()
+
+
+def enumerated_variance(case: Case, context: Context) -> tuple[np.ndarray, np.ndarray, int]:
+    """Exact Rademacher variance of q_l over a strength-four array, the magnitude of its roundings, the columns."""
+    q, absolute = all_forms(case, context), absolute_rows(case).numpy()
+    magnitude = 2 * absolute * np.abs(q).mean(0) + (q**2).mean(0)
+    return q.var(axis=0), magnitude, len(q)
 
 
 @claim(
@@ -77,9 +88,9 @@ def variance_of_one_product(formula: Any, context: Context) -> Iterator[Check]:
         "Var q_l for any κ and third moment", _variance(forms[0], z), formula(_cut(H, rows[0], rows[0]), cross, _KAPPA)
     )
     for case in context.cases():
-        measured, magnitude, count = enumerated_variance(case)
+        measured, magnitude, count = enumerated_variance(case, context)
         yield exact(
-            f"{case}: Rademacher, all columns of a strength-four array",
+            f"{case}: signs, all columns of a strength-four array",
             measured,
             predicted(formula, case, Rademacher().kurtosis(case.problem.num_params)),
             magnitude=magnitude,
@@ -133,17 +144,16 @@ def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]
     across = [formula(_cut(H, r, s)) for r in rows for s in rows if s is not r]
     yield symbolic("Σ T2 + Σ T3 = Var zᵀHz", sum(within) + sum(across), theory.probe_variance(H, (), _KAPPA))
     for case in context.cases():
-        Z = strength_four_signs(case.problem.num_params)
-        samples = LayerwiseTrace()(case.problem, probes=Z).samples
-        blocks = list(case.problem.index)
-        pairs = [(l, m) for n, l in enumerate(blocks) for m in blocks[:n]]
-        absolute = dict(zip(blocks, absolute_rows(case).tolist(), strict=True))
+        q, blocks = all_forms(case, context), list(case.problem.index)
+        covariance = np.cov(q.T, ddof=0)
+        pairs = [(a, b) for a in range(len(blocks)) for b in range(a)]
+        absolute = absolute_rows(case).tolist()
         yield exact(
             f"{case}: all columns of a strength-four array",
-            [samples[l].cov(samples[m], ddof=0) for l, m in pairs],
-            [float(formula(case.block(l, m))) for l, m in pairs],
-            magnitude=[2 * absolute[l] * absolute[m] for l, m in pairs],
-            terms=roundings(case, len(samples)),
+            [covariance[a, b] for a, b in pairs],
+            [float(formula(case.block(blocks[a], blocks[b]))) for a, b in pairs],
+            magnitude=[2 * absolute[a] * absolute[b] for a, b in pairs],
+            terms=roundings(case, len(q)),
         )
 
 
@@ -161,7 +171,7 @@ def signs_beat_normals(formula: Any, context: Context) -> Iterator[Check]:
     gap = variance.subs(_KAPPA, 3) - variance.subs(_KAPPA, 1)
     yield symbolic("gap", gap, formula(_cut(H, rows[0], rows[0])))
     for case in context.cases():
-        measured, magnitude, count = enumerated_variance(case)
+        measured, magnitude, count = enumerated_variance(case, context)
         normal = predicted(theory.probe_variance, case, 3.0)
         yield exact(
             f"{case}: normal by formula minus signs by enumeration",

@@ -1,0 +1,70 @@
+"""What every test lives under: float64, shapes checked at run time, and no global random numbers."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+
+# The rooms whose shapes live in types. `int` passes for `float`, as in mypy; the test files are imported after this.
+_CHECKED = ("problem", "curvature", "estimators", "zoo")
+assert not any(f"hesstheory.{room}" in sys.modules for room in _CHECKED), "imported before the hook that checks types"
+jaxtyping.install_import_hook(
+    [f"hesstheory.{room}" for room in _CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+)
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+def _global_random_states():
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002: the global stream is what is watched here
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": (kind, keys.tobytes(), *rest),
+        "random": random.getstate(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_global_random_numbers():
+    """Fails a test that reads or seeds a global random stream."""
+    before = _global_random_states()
+    yield
+    after = _global_random_states()
+    moved = [stream for stream in before if before[stream] != after[stream]]
+    assert not moved, f"the global random stream of {', '.join(moved)} was used: pass a generator"
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def build():
+    """Calls a factory of modules, whose own initialisation reads the global stream, and gives the stream back."""
+
+    def seeded(factory, seed=0):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return factory()
+
+    return seeded
+
+
+@pytest.fixture
+def unchecked():
+    """Lets wrong types through to the library's own messages, as they reach a user, who has no checker."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
