@@ -275,17 +275,24 @@ def decide(claim: Claim, context: Context) -> Outcome:
 
 
 def _try_mutant(claim: Claim, name: str, mutant: Any, truth: Sequence[Check], context: Context) -> MutantOutcome:
-    """Runs the checks on a mutant until one comes out otherwise than it did for the truth."""
-    expected = {check.name: check.status for check in truth}
+    """Runs the checks on a mutant until one comes out otherwise than for the truth; in the full profile, one of each
+    kind."""
     decisive = {Status.PASSED, Status.FAILED}
+    before = {check.name: check.status for check in truth if check.status in decisive}
+    kinds = {check.kind for check in truth if check.name in before}
+    noticed: dict[Kind, Check] = {}
     try:
         for check in claim.decide(mutant, context):
-            before = expected.get(check.name)
-            if before in decisive and check.status in decisive and check.status is not before:
-                return MutantOutcome(name, _sin(mutant), True, check.name, f"{check.status}: {check.detail}")
+            if check.status in decisive and before.get(check.name, check.status) is not check.status:
+                noticed.setdefault(check.kind, check)
+                if not context.is_thorough or noticed.keys() == kinds:
+                    break
     except Exception as error:
         return MutantOutcome(name, _sin(mutant), False, "", f"the mutant itself broke: {type(error).__name__}: {error}")
-    return MutantOutcome(name, _sin(mutant), False, "", "every check came out as for the truth")
+    if not noticed:
+        return MutantOutcome(name, _sin(mutant), False, "", "every check came out as for the truth")
+    detail = "; ".join(f"{check.status}: {check.detail}" for check in noticed.values())
+    return MutantOutcome(name, _sin(mutant), True, "; ".join(check.name for check in noticed.values()), detail)
 
 
 def _because(found: Verdict, checks: Sequence[Check]) -> str:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from hesstheory.problem import Batch, NotTwiceDifferentiable, Problem
+from hesstheory.problem import Batch, NotTwiceDifferentiable, Problem, differentiating, graph_nodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,7 +135,8 @@ class Curvature:
         for weight, batch in zip(self.problem.weights, self.problem.batches, strict=True):
             for coefficient, linearise in self.terms:
                 with _second_derivatives():
-                    yield coefficient * weight, linearise(self.problem, batch)
+                    push = linearise(self.problem, batch)
+                yield coefficient * weight, push
 
     def tangents(self, columns: Float[Tensor, "columns params"]) -> list[Tensor]:
         """Rows of a K×P matrix cut into one K×shape tensor per parameter."""
@@ -188,6 +190,7 @@ def unrolled_hessian(problem: Problem, name: str) -> Float[Tensor, "instances n 
         with _SeparateUses(problem.params[name]) as uses:
             loss = problem.loss(batch)
         with _second_derivatives():
+            _check_twice_differentiable(loss)
             gradients = torch.autograd.grad(loss, uses.leaves, create_graph=True, allow_unused=True)
             live = [(leaf, g) for leaf, g in zip(uses.leaves, gradients, strict=True) if g is not None]
             T, n = len(live), problem.params[name].numel()
@@ -225,8 +228,9 @@ class _SeparateUses(TorchFunctionMode):
 
 
 def _linearised_hessian(problem: Problem, batch: Batch) -> Push:
-    params = list(problem.params.values())
-    gradients = _gradients(problem.loss(batch), params, create_graph=True)
+    params, loss = list(problem.params.values()), problem.loss(batch)
+    _check_twice_differentiable(loss)
+    gradients = _gradients(loss, params, create_graph=True)
     return lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted])
 
 
@@ -239,7 +243,10 @@ def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
             "wrap the model so that it returns its logits"
         )
     leaf = outputs.detach().requires_grad_()
-    (slope,) = _gradients(problem.loss_of(leaf, batch), [leaf], create_graph=True)
+    loss = problem.loss_of(leaf, batch)
+    _check_twice_differentiable(outputs)
+    _check_twice_differentiable(loss)
+    (slope,) = _gradients(loss, [leaf], create_graph=True)
     dummy = torch.zeros_like(outputs, requires_grad=True)
     pulled = _gradients(outputs, params, create_graph=True, grad_outputs=dummy)
 
@@ -302,9 +309,10 @@ def _side_by_side(rows: Sequence[Tensor | None], like: Sequence[Tensor], count: 
 
 @contextmanager
 def _second_derivatives() -> Iterator[None]:
-    """Turns autograd's refusals into an error that names the cure."""
+    """Gradients on; turns autograd's refusals into an error that names the cure."""
     try:
-        yield
+        with differentiating():
+            yield
     except RuntimeError as error:
         cure = next((cure for sign, cure in _CURES.items() if sign in str(error)), None)
         if cure is None:
@@ -312,8 +320,19 @@ def _second_derivatives() -> Iterator[None]:
         raise NotTwiceDifferentiable(f"{cure} (PyTorch said: {str(error).splitlines()[0]})") from error
 
 
+def _check_twice_differentiable(value: Tensor) -> None:
+    """Refuses a once_differentiable function, whose second derivative autograd takes for zero without a word."""
+    for node in graph_nodes(value):
+        function: Any = getattr(type(node), "_forward_cls", None)
+        if getattr(getattr(function, "backward", None), "__code__", None) is _ONCE:
+            raise NotTwiceDifferentiable(
+                f"{function.__name__} is once_differentiable: write its backward in torch operations"
+            )
+
+
+_ONCE = once_differentiable(lambda ctx, *gradients: gradients).__code__  # the wrapper that every use of it shares
 _CURES = {
-    "once_differentiable": "a custom autograd.Function is once_differentiable: write its backward in torch operations",
+    "use_reentrant": "reentrant checkpointing hides parameters: checkpoint with use_reentrant=False",
     "Checkpointing is not compatible": "reentrant checkpointing hides parameters: checkpoint with use_reentrant=False",
     "scaled_dot_product": "a fused attention kernel has no second derivative: use sdpa_kernel(SDPBackend.MATH)",
     "is not implemented": "an operation has no second derivative: replace it by differentiable torch operations",

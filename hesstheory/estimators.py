@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -128,7 +128,7 @@ class HadamardColumns:
 
 
 def hadamard_columns(num_params: int) -> Float[Tensor, "params probes"]:
-    """All columns of the Sylvester-Hadamard matrix cut to P rows: the mean of zzᵀ is I, hence that of q_l is tr H_ll."""
+    """All columns of the Sylvester-Hadamard matrix cut to P rows: the mean of zzᵀ is I, that of q_l tr H_ll."""
     order = _power_of_two(num_params)
     return _walsh(torch.arange(num_params), torch.arange(order))
 
@@ -313,9 +313,11 @@ def _probe_groups(
     problem: Problem,
     generator: torch.Generator | None,
     probes: Tensor | None,
-) -> list[Tensor]:
+) -> Iterator[Tensor]:
     """The probes in the model's dtype, in groups small enough to hold."""
     if probes is not None:
+        if not isinstance(probes, Tensor):
+            raise TypeError(f"probes is a {type(probes).__name__}: pass a tensor, torch.as_tensor(probes)")
         if probes.ndim != 2 or len(probes) != problem.num_params or not probes.shape[1]:
             raise ValueError(
                 f"probes has shape {tuple(probes.shape)}: pass a P×K tensor, P = {problem.num_params} in the order of "
@@ -323,15 +325,14 @@ def _probe_groups(
             )
         if not bool(torch.isfinite(probes).all()):
             raise ValueError("probes holds NaN or infinity: every entry must be finite")
-        return [probes.to(problem.dtype).to(problem.device)]
+        yield probes.to(problem.dtype).to(problem.device)
+        return
     if not isinstance(generator, torch.Generator):
         raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)) or probes=: no global randomness")
     most = max(_GROUP_ELEMENTS // problem.num_params, 1)
-    counts = [min(most, estimator.num_probes - start) for start in range(0, estimator.num_probes, most)]
-    return [
-        estimator.probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
-        for count in counts
-    ]
+    for start in range(0, estimator.num_probes, most):
+        count = min(most, estimator.num_probes - start)
+        yield estimator.probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
 
 
 def _check_num_probes(num_probes: int) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -187,7 +188,7 @@ class SequentialTest:
     power: float = 0.999
     max_draws: int = 50_000_000
 
-    @property
+    @cached_property
     def looks(self) -> tuple[int, ...]:
         """Sample sizes of the looks, doubling until the interval is half the margin wide on each side."""
         for count in range(1, 64):
@@ -202,26 +203,40 @@ class SequentialTest:
                 return tuple(self.first * 2**look for look in range(count))
         raise AssertionError("unreachable")
 
+    def half_width(self, num_draws: int) -> Any:
+        """Half the width of the interval at a look."""
+        return self.tail.half_width(num_draws, self.alpha / len(self.looks))
+
     @property
     def detectable(self) -> Any:
-        """Smallest |E X − target| that is called different with at least the declared power."""
-        n, per_look = self.looks[-1], self.alpha / len(self.looks)
-        return self.tail.half_width(n, per_look) + self.tail.half_width(n, 2 * (1 - self.power))
+        """A |E X − target| that is called different with at least the declared power.
+
+        To miss it, the mean must err by more than d − e at a look that accepts errors up to e; every look is given an
+        equal share of 1 − power. Early looks count: they may agree before the last one could differ.
+        """
+        *early, last = self.looks
+        accepted = {n: np.asarray(self.margin) - self.half_width(n) for n in early} | {last: self.half_width(last)}
+        share = 2 * (1 - self.power) / len(self.looks)
+        reach = [np.where(e >= 0, e + self.tail.half_width(n, share), 0.0) for n, e in accepted.items()]
+        return np.max(np.broadcast_arrays(*reach), axis=0)
+
+    def decide(self, error: Any, num_draws: int) -> Status | None:
+        """Outcome of a look from |mean − target|, or None to go on."""
+        width = self.half_width(num_draws)
+        if not np.all(error <= width):  # also where the mean is NaN
+            return Status.FAILED
+        return Status.PASSED if np.all(error + width <= self.margin) else None
 
     def run(
         self, draw: Callable[[int, torch.Generator], Any], target: Any, generator: torch.Generator
     ) -> tuple[Status, Any, int, Any]:
         """Status (passed or failed), mean, number of draws and half width of the look that decided."""
-        looks, total, done = self.looks, 0.0, 0
-        for n in looks:
+        total, done = 0.0, 0
+        for n in self.looks:
             total = total + _array(draw(n - done, generator)).sum(axis=0)
             done, mean = n, total / n
-            width = self.tail.half_width(n, self.alpha / len(looks))
-            error = np.abs(mean - _array(target))
-            if not np.all(error <= width):  # also where the mean is NaN
-                return Status.FAILED, mean, n, width
-            if np.all(error + width <= self.margin):
-                return Status.PASSED, mean, n, width
+            if status := self.decide(np.abs(mean - _array(target)), n):
+                return status, mean, n, self.half_width(n)
         raise AssertionError("the last look decides: half_width <= margin/2")
 
 

@@ -54,9 +54,9 @@ def fingerprint(*packages: str) -> str:
 
 
 def scatter(function: Callable[[_Task], _Result], tasks: Sequence[_Task], workers: int) -> Iterator[_Result]:
-    """Results of the tasks as they finish; more than one worker means processes of one thread each."""
+    """Results of the tasks as they finish, each on one thread: on small networks more threads only get in the way."""
     if workers == 1 or len(tasks) <= 1:
-        yield from map(function, tasks)
+        yield from (_single_threaded(function, task) for task in tasks)
         return
     from joblib import Parallel, delayed
 
@@ -65,8 +65,12 @@ def scatter(function: Callable[[_Task], _Result], tasks: Sequence[_Task], worker
 
 
 def _single_threaded(function: Callable[[_Task], _Result], task: _Task) -> _Result:
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    return function(task)
+    try:
+        return function(task)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -20,7 +20,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 Record = Mapping[str, Any]
 
@@ -216,60 +216,70 @@ def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _grid(canvas: Canvas, count: int, width: float, height: float, columns: int, legend: float = 0.5) -> list[Axes]:
-    columns = min(count, columns)
+def _grid(canvas: Canvas, count: int, width: float, height: float, columns: int) -> list[Axes]:
+    columns = 2 if count == 4 else min(count, columns)
     rows = math.ceil(count / columns)
-    canvas.set_size_inches(max(columns * width, 5.5), rows * height + legend)
+    canvas.set_size_inches(max(columns * width, 5.5), rows * height)
     axes = canvas.subplots(rows, columns, squeeze=False).ravel().tolist()
     for spare in axes[count:]:
         spare.remove()
     return list(axes[:count])
 
 
+def _leftmost(ax: Axes) -> bool:
+    place = ax.get_subplotspec()
+    return place is not None and place.is_first_col()
+
+
 def _legend(canvas: Canvas, handles: Sequence[Any]) -> None:
-    width = canvas.get_size_inches()[0]
+    """A legend below the axes, for which the canvas grows."""
+    width, height = canvas.get_size_inches()
     longest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), int(width / (0.55 + 0.075 * longest))))
+    canvas.set_size_inches(width, height + 0.15 + 0.19 * math.ceil(len(handles) / columns))
     canvas.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
-def _legend_height(labels: int) -> float:
-    return 0.35 + 0.2 * math.ceil(labels / 5)
-
-
 def _dot(label: str, **look: Any) -> Line2D:
-    return Line2D([], [], label=label, **{"linestyle": "none", **look})
+    return Line2D([], [], label=_short(label), **{"linestyle": "none", **look})
 
 
 def _line(label: str, **look: Any) -> Line2D:
-    return Line2D([], [], label=label, **look)
+    return Line2D([], [], label=_short(label), **look)
 
 
 def _short(text: str, limit: int = 30) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """A name as matplotlib must be given it: cut to fit, no dollar read as mathematics, no leading underscore."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return (" " + text if text.startswith("_") else text).replace("$", r"\$")
 
 
 def _face(stage: str, colour: str) -> str:
     return "white" if stage == "untrained" else colour
 
 
-def _log_ticks(axis: Any, low: float, high: float) -> None:
-    """At most five whole decades; below one decade 1-2-5 ticks written as plain numbers."""
-    if high / low < 10:
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    else:
-        axis.set_major_locator(LogLocator(numticks=6))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _log(ax: Axes, x: bool = True, y: bool = True) -> None:
+    """Logarithmic axes with few labels: 1-2-5 as plain numbers over two decades, whole decades beyond."""
     for wanted, axis, name in ((x, ax.xaxis, "x"), (y, ax.yaxis, "y")):
-        if wanted:
-            ax.set(**{f"{name}scale": "log"})
-            low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
-            _log_ticks(axis, low, high)
+        if not wanted:
+            continue
+        ax.set(**{f"{name}scale": "log"})
+        low, high = ax.get_xlim() if name == "x" else ax.get_ylim()
+        if high / low < 1.01:  # one value: matplotlib would leave no room around it
+            low, high = low / 2, high * 2
+            ax.set(**{f"{name}lim": (low, high)})
+        narrow = high / low < 100
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)) if narrow else LogLocator(numticks=6))
+        if narrow:
+            axis.set_major_formatter(FuncFormatter(_plain_number))
+        axis.set_minor_locator(NullLocator())
+
+
+def _plain_number(value: float, _: Any = None) -> str:
+    if 1e-4 <= value < 1e5:
+        return f"{value:g}"
+    exponent = math.floor(math.log10(value) + 1e-9)
+    return rf"${value / 10**exponent:.0f}\cdot 10^{{{exponent}}}$"
 
 
 def _padded_log(values: np.ndarray) -> tuple[float, float]:
@@ -285,7 +295,7 @@ def _power_of_ten(value: float, _: Any = None) -> str:
     return rf"${'-' if value < 0 else ''}10^{{{exponent}}}$"
 
 
-def _decades(low: int, high: int, most: int = 3) -> list[int]:
+def _decades(low: int, high: int, most: int) -> list[int]:
     step = max(1, math.ceil((high - low + 1) / most))
     return list(range(high, low - 1, -step))[::-1]
 
@@ -304,10 +314,11 @@ def _signed_scale(ax: Axes, values: np.ndarray) -> None:
     bottom = max(math.floor(math.log10(sizes.min())), top - 6)
     negative = -(10.0**top) if low < 0 else 0.0
     positive = 10.0**top if high > 0 else 0.0
-    exponents = _decades(bottom, top, most=3 if negative and positive else 5)
+    exponents = _decades(bottom + 1, top, most=2 if negative and positive else 4)
     ticks = [sign * 10.0**e for sign in (-1, 1) for e in exponents if negative <= sign * 10.0**e <= positive]
     for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
-        ax.set(**{f"{name}scale": matplotlib.scale.SymmetricalLogScale(axis, linthresh=10.0**bottom, linscale=0.6)})
+        set_scale = ax.set_xscale if name == "x" else ax.set_yscale
+        set_scale("symlog", linthresh=10.0**bottom, linscale=0.6)
         axis.set_major_locator(FixedLocator(sorted([0.0, *ticks])))
         axis.set_major_formatter(FuncFormatter(_power_of_ten))
         axis.set_minor_locator(NullLocator())
@@ -321,7 +332,7 @@ def _draw_estimates(canvas: Canvas, frame: pd.DataFrame) -> None:
     networks = _names(frame["network"])
     columns = min(len(networks), 4)
     rows = math.ceil(len(networks) / columns)
-    canvas.set_size_inches(max(2.7 * columns, 5.5), 3.7 * rows + 0.6)
+    canvas.set_size_inches(max(2.7 * columns, 5.5), 3.7 * rows)
     axes = canvas.subplots(2 * rows, columns, squeeze=False, height_ratios=[3, 1] * rows)
     looks = _looks(_names(frame["probe"]))
     for i in range(rows * columns):
@@ -345,10 +356,10 @@ def _draw_estimates(canvas: Canvas, frame: pd.DataFrame) -> None:
 
 
 def _estimates_panel(upper: Axes, lower: Axes, frame: pd.DataFrame, looks: Mapping[str, Mapping[str, Any]]) -> None:
+    lower.sharex(upper)
     reach = frame[["exact", "estimate", "low", "high"]].to_numpy()
     _signed_scale(upper, reach[np.isfinite(reach)])
     upper.plot(upper.get_xlim(), upper.get_xlim(), color=GREY, lw=0.9, zorder=1)
-    lower.sharex(upper)
     lower.axhspan(-1, 1, color="#dddddd", lw=0)
     error = frame["estimate"] - frame["exact"]
     half = np.where(error < 0, frame["high"] - frame["estimate"], frame["estimate"] - frame["low"])
@@ -368,7 +379,7 @@ def _estimates_panel(upper: Axes, lower: Axes, frame: pd.DataFrame, looks: Mappi
 
 
 def _draw_variance(canvas: Canvas, frame: pd.DataFrame) -> None:
-    canvas.set_size_inches(6.2, 5.6)
+    canvas.set_size_inches(6.2, 5.2)
     upper, lower = canvas.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     looks = _looks(_names(frame["probe"]))
     for (probe, stage), part in _parts(frame, ["probe", "stage"]):
@@ -392,7 +403,7 @@ def _draw_variance(canvas: Canvas, frame: pd.DataFrame) -> None:
 
 def _draw_crossover(canvas: Canvas, frame: pd.DataFrame) -> None:
     networks = _names(frame["network"])
-    canvas.set_size_inches(9.6, max(4.4, 0.34 * len(networks) + 1.5))
+    canvas.set_size_inches(9.6, max(4.0, 0.34 * len(networks) + 1.1))
     left, right = canvas.subplots(1, 2, width_ratios=[1, 1])
     wins = frame["full_vector_wins"].str.lower().isin(("true", "1", "1.0"))
     sides = ((True, COLOURS[0], "o", "full-vector probe wins"), (False, COLOURS[1], "^", "separated probes win"))
@@ -414,6 +425,8 @@ def _draw_crossover(canvas: Canvas, frame: pd.DataFrame) -> None:
     right.set(xlim=_padded_log(np.append(frame["full_over_separated"].to_numpy(), 1.0)))
     right.set(xlabel="full-vector variance ÷ separated variance", ylim=(len(networks) - 0.4, -0.6))
     right.set_yticks(range(len(networks)), [_short(name) for name in networks])
+    right.hlines(np.arange(len(networks) - 1) + 0.5, *right.get_xlim(), color="#e4e4e4", lw=0.6)
+    right.grid(axis="y", visible=False)
     _log(right, y=False)
     handles = [_dot(label, color=colour, marker=marker) for _, colour, marker, label in sides]
     handles += [_dot(s, marker="o", color=GREY, markerfacecolor=_face(s, GREY)) for s in _names(frame["stage"])]
@@ -424,7 +437,7 @@ def _draw_crossover(canvas: Canvas, frame: pd.DataFrame) -> None:
 
 
 def _draw_tied_bias(canvas: Canvas, frame: pd.DataFrame) -> None:
-    canvas.set_size_inches(7.2, 0.42 * len(frame) + 1.5)
+    canvas.set_size_inches(7.2, 0.42 * len(frame) + 1.0)
     ax = canvas.subplots()
     places = np.arange(len(frame))
     for y, row in zip(places, frame.to_dict("records"), strict=True):
@@ -434,11 +447,12 @@ def _draw_tied_bias(canvas: Canvas, frame: pd.DataFrame) -> None:
         marker, colour = _sign_look(bias)
         ax.plot([0, bias], [y, y], color=colour, lw=2.4, zorder=3)
         ax.plot([bias], [y], color=colour, marker=marker, markersize=7, zorder=4)
-        ax.annotate(f"{bias:+.3g}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+        number = f"{bias:+.3g}".replace("-", "−") if marker != "o" else "0"
+        ax.annotate(number, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     ax.axvline(0, color="black", lw=0.9, zorder=2)
     labels = [f"{_short(e)}  (T = {t:g})" for e, t in zip(frame["example"], frame["instances"], strict=True)]
     ax.set_yticks(places, labels)
-    ax.set(ylim=(len(frame) - 0.4, -0.6), xlabel=r"bias of separate probes ÷ $|\sum_r \mathrm{tr}\,U_{rr}|$")
+    ax.set(ylim=(len(frame) - 0.4, -0.6), xlabel=r"bias of separate probes ÷ $|\Sigma_r\,\mathrm{tr}\,U_{rr}|$")
     ax.grid(axis="y", visible=False)
     signs = ((1.0, "over-estimates"), (0.0, "unbiased"), (-1.0, "under-estimates"))
     handles: list[Any] = [_dot(label, marker=_sign_look(s)[0], color=_sign_look(s)[1], ms=7) for s, label in signs]
@@ -457,14 +471,15 @@ def _sign_look(bias: float) -> tuple[str, str]:
 def _draw_tradeoff(canvas: Canvas, frame: pd.DataFrame) -> None:
     panels = _names(zip(frame["network"], frame["batch_size"], strict=True))
     looks = _looks(_names(frame["block"]))
-    axes = _grid(canvas, len(panels), 2.9, 2.7, columns=3, legend=_legend_height(len(looks) + 4))
+    axes = _grid(canvas, len(panels), 2.9, 2.7, columns=3)
     for ax, (network, batch_size) in zip(axes, panels, strict=True):
         part = frame[(frame["network"] == network) & (frame["batch_size"] == batch_size)]
         for block, curve in _parts(part.sort_values("num_probes"), "block"):
             _tradeoff_curve(ax, curve, looks[block])
         ax.axhline(1, color="black", lw=1.1)
         ax.axhline(2, color=GREY, lw=0.9, ls=":")
-        ax.set(title=f"{_short(network)}, batch {batch_size:g}", xlabel="probes K", ylabel="total variance ÷ floor")
+        ax.set(title=f"{_short(network)}\nbatch size {batch_size:g}", xlabel="probes K")
+        ax.set_ylabel("total variance ÷ floor" if _leftmost(ax) else "")
         _log(ax)
     handles = [_dot(name, **look) for name, look in looks.items()]
     handles += [_line("predicted", color=GREY), _dot("measured", color=GREY, marker="o")]
@@ -484,14 +499,15 @@ def _tradeoff_curve(ax: Axes, curve: pd.DataFrame, look: Mapping[str, Any]) -> N
 def _draw_budget(canvas: Canvas, frame: pd.DataFrame) -> None:
     panels = _names(zip(frame["network"], frame["overhead_ratio"], strict=True))
     looks = _looks(_names(frame["block"]))
-    axes = _grid(canvas, len(panels), 2.9, 2.7, columns=3, legend=_legend_height(len(looks) + 1))
+    axes = _grid(canvas, len(panels), 2.9, 2.7, columns=3)
     for ax, (network, ratio) in zip(axes, panels, strict=True):
         same = frame["overhead_ratio"].eq(ratio) | (frame["overhead_ratio"].isna() & math.isnan(ratio))
         part = frame[(frame["network"] == network) & same]
         for block, curve in _parts(part.sort_values("num_probes"), "block"):
             _budget_curve(ax, curve, looks[block])
-        ax.set_title(_short(network) + ("" if math.isnan(ratio) else rf", $c_0/c_1$ = {ratio:g}"))
-        ax.set(xlabel="probes per mini-batch K", ylabel="variance at the fixed budget\n(loss / weight²)²")
+        ax.set_title(_short(network) + ("" if math.isnan(ratio) else f"\n$c_0/c_1$ = {ratio:g}"))
+        ax.set_xlabel("probes per mini-batch K")
+        ax.set_ylabel("variance at the fixed budget\n(loss / weight²)²" if _leftmost(ax) else "")
         _log(ax)
     handles = [_line(name, **look) for name, look in looks.items()]
     star = _dot("predicted optimum", marker="*", color=GREY, ms=11, markeredgecolor="black", mew=0.6)
@@ -518,8 +534,8 @@ def _draw_critical_probes(canvas: Canvas, frame: pd.DataFrame) -> None:
     networks, steps = _names(frame["network"]), _names(frame["step"])
     sizes = sorted(_names(frame["batch_size"]))
     blocks = {network: _names(frame.loc[frame["network"] == network, "block"]) for network in networks}
-    heights = [0.27 * len(names) + 0.75 for names in blocks.values()]
-    canvas.set_size_inches(max(6.0, len(steps) * (0.5 * len(sizes) + 0.3) + 2.4), sum(heights) + 0.5)
+    heights = [0.27 * len(names) + 0.8 for names in blocks.values()]
+    canvas.set_size_inches(max(6.0, len(steps) * (0.5 * len(sizes) + 0.3) + 2.4), max(3.0, sum(heights) + 0.5))
     axes = canvas.subplots(len(networks), len(steps), squeeze=False, height_ratios=heights)
     finite = frame.loc[np.isfinite(frame["k_star"]) & (frame["k_star"] > 0), "k_star"]
     centre = math.sqrt(CLAIMED_RANGE[0] * CLAIMED_RANGE[1])
@@ -532,9 +548,9 @@ def _draw_critical_probes(canvas: Canvas, frame: pd.DataFrame) -> None:
             _map_panel(axes[i, j], np.array(values, dtype=float), norm)
             axes[i, j].set_xticks(range(len(sizes)), [f"{size:g}" for size in sizes])
             axes[i, j].set_yticks(
-                range(len(blocks[network])), [_short(b, 20) for b in blocks[network]] if j == 0 else []
+                range(len(blocks[network])), [_short(b, 24) for b in blocks[network]] if j == 0 else []
             )
-            axes[i, j].set_title(f"{_short(network)}, step {step}" if len(step) < 12 else f"{_short(network)}\n{step}")
+            axes[i, j].set_title((_short(network) if j == 0 else "") + f"\nstep {_short(step, 12)}", loc="left")
     for ax in axes[-1]:
         ax.set_xlabel("batch size")
     _map_colours(canvas, axes, norm)
@@ -550,7 +566,7 @@ def _map_panel(ax: Axes, values: np.ndarray, norm: LogNorm) -> None:
     for (y, x), value in np.ndenumerate(values):
         inside = CLAIMED_RANGE[0] <= value <= CLAIMED_RANGE[1]
         shade = 0.5 if math.isnan(value) else float(norm(painted[y, x]))
-        ink = "white" if abs(shade - 0.5) > 0.33 else "black"
+        ink = "white" if abs(shade - 0.5) > 0.28 else "black"
         ax.text(
             x, y, _count(value), ha="center", va="center", fontsize=7.5, color=ink, weight="bold" if inside else None
         )
@@ -565,7 +581,7 @@ def _map_panel(ax: Axes, values: np.ndarray, norm: LogNorm) -> None:
 def _map_colours(canvas: Canvas, axes: np.ndarray, norm: LogNorm) -> None:
     colours = matplotlib.cm.ScalarMappable(norm=norm, cmap="PuOr")
     bar = canvas.colorbar(colours, ax=axes.ravel().tolist(), aspect=30, fraction=0.05, pad=0.02)
-    bar.set_label("critical probe count K*  (paler is nearer 5–10)")
+    bar.set_label("critical probe count K*")
     bar.ax.axhline(CLAIMED_RANGE[0], color="black", lw=1.4)
     bar.ax.axhline(CLAIMED_RANGE[1], color="black", lw=1.4)
     bar.ax.minorticks_off()
@@ -578,14 +594,16 @@ def _count(value: float) -> str:
         return "∞"
     if value >= 9950:
         return f"{value / 1000:.0f}k" if value < 1e6 else f"{value:.0e}".replace("e+0", "e")
-    return f"{value:.0f}" if value >= 9.95 else f"{value:.2g}"
+    if value >= 1:
+        return f"{value:.1f}" if value < 20 else f"{value:.0f}"
+    return f"{value:.2g}"
 
 
 # --- power ----------------------------------------------------------------------------------------------------------
 
 
 def _draw_power(canvas: Canvas, frame: pd.DataFrame) -> None:
-    canvas.set_size_inches(6.2, 4.2)
+    canvas.set_size_inches(6.2, 3.7)
     ax = canvas.subplots()
     looks = _looks(_names(frame["draws"]))
     for name, part in _parts(frame.sort_values("effect"), "draws"):
@@ -594,10 +612,9 @@ def _draw_power(canvas: Canvas, frame: pd.DataFrame) -> None:
             (part["high"] - part["rejection_rate"]).clip(lower=0),
         ]
         known = part["theory"].notna().any()
-        link = "none" if known else "-"
-        ax.errorbar(part["effect"], part["rejection_rate"], yerr=whiskers, capsize=2, linestyle=link, **looks[name])
-        if known:
-            ax.plot(part["effect"], part["theory"], color=looks[name]["color"])
+        ax.errorbar(part["effect"], part["rejection_rate"], yerr=whiskers, capsize=2, linestyle="none", **looks[name])
+        line = {"linestyle": "-"} if known else {"linestyle": ":", "lw": 0.9}
+        ax.plot(part["effect"], part["theory" if known else "rejection_rate"], color=looks[name]["color"], **line)
     ax.axvline(1, color=GREY, lw=0.9, ls="--")
     ax.set(xlabel="true effect (margins)", ylabel="share of runs rejected, 95% interval", ylim=(-0.03, 1.03))
     handles = [_dot(f"{name} draws", **look) for name, look in looks.items()]

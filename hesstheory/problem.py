@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
-Batch = tuple[Any, Any]
+Batch = tuple[Any, Any] | list[Any]  # (inputs, targets); a DataLoader gives lists
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _DROPOUT = nn.modules.dropout._DropoutNd
+_MEAN_CURE = "; use reduction='mean', or pass all samples as one batch"
 
 
 class NotTwiceDifferentiable(RuntimeError):
@@ -101,7 +102,8 @@ class Problem:
     ) -> None:
         self.model = model
         self.loss_fn = loss_fn
-        self.batches: tuple[Batch, ...] = tuple(batches)
+        with torch.random.fork_rng([]):  # a DataLoader draws from the global stream
+            self.batches: tuple[Batch, ...] = tuple(batches)
         self.allow_train_mode = allow_train_mode
         self.batch_sizes = _batch_sizes(self.batches)
         self.params: Mapping[str, Tensor] = MappingProxyType(
@@ -174,21 +176,32 @@ class Problem:
     def with_batches(self, batches: Iterable[Batch]) -> Problem:
         """The same model, loss and partition over other batches."""
         other = copy.copy(self)
-        other.batches = tuple(batches)
+        with torch.random.fork_rng([]):
+            other.batches = tuple(batches)
         other.batch_sizes = _batch_sizes(other.batches)
+        if len(other.batches) > 1 and self._no_mean:
+            raise ValueError(self._no_mean + _MEAN_CURE)
         return other
 
     def with_partition(self, partition: Partition) -> Problem:
         """The same problem cut into other blocks."""
-        return Problem(self.model, self.loss_fn, self.batches, partition, allow_train_mode=self.allow_train_mode)
+        _check_partition(partition, self.params)
+        other = copy.copy(self)
+        other.__dict__.pop("index", None)
+        other.partition = partition
+        return other
 
     def double(self) -> Problem:
         """The same problem in float64, on a copy of the model; itself where it is float64 already."""
         if self.dtype == torch.float64:
             return self
-        model = copy.deepcopy(self.model).double()
-        batches = [tree_map(_to_double, batch) for batch in self.batches]
-        return Problem(model, self.loss_fn, batches, self.partition, allow_train_mode=self.allow_train_mode)
+        model, loss_fn = copy.deepcopy(self.model).double(), self.loss_fn
+        if isinstance(loss_fn, nn.Module):  # it may hold weights of its own
+            loss_fn = copy.deepcopy(loss_fn).double()
+        other = self.with_batches(tree_map(_to_double, batch) for batch in self.batches)
+        other.model, other.loss_fn = model, loss_fn
+        other.params = MappingProxyType({name: p for name, p in model.named_parameters() if p.requires_grad})
+        return other
 
     def samples(self) -> Iterator[Problem]:
         """One problem per sample, in the order of the batches."""
@@ -203,8 +216,8 @@ class Problem:
         inputs = batch[0]
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         kwargs = inputs if isinstance(inputs, dict) else {}
-        buffers = {name: b.clone() for name, b in self.model.named_buffers()}
         with self._undisturbed():
+            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
             return functional_call(self.model, buffers, args, kwargs) if buffers else self.model(*args, **kwargs)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
@@ -223,12 +236,13 @@ class Problem:
                 f"the loss of a batch of {_length(batch[0])} samples is {loss.item()}: look for NaN or infinity in the "
                 "inputs, the targets and the parameters; a curvature of it would be meaningless"
             )
-        return loss.reshape(())
+        with differentiating():
+            return loss.reshape(())
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
         """Gradients on, the RNG state given back, and attention by the kernel that has second derivatives."""
-        with torch.random.fork_rng(self._cuda_devices), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        with torch.random.fork_rng(self._cuda_devices), differentiating(), sdpa_kernel(SDPBackend.MATH):
             yield
 
     @property
@@ -239,24 +253,52 @@ class Problem:
 
     def _check_risk(self) -> None:
         batch = self.batches[0]
-        outputs = self.outputs(batch)
-        loss = self.loss_of(outputs, batch)
+        loss = self.loss(batch)
         if not self.allow_train_mode:
-            with torch.random.fork_rng(self._cuda_devices):
-                torch.manual_seed(torch.initial_seed() + 1)
-                again = self.loss_of(self.outputs(batch), batch)
+            again = self._with_other_random_numbers(batch)
             if not torch.isclose(loss, again, rtol=torch.finfo(loss.dtype).eps ** 0.5, atol=0.0):
                 raise ValueError(
                     f"two forward passes on the same batch gave {loss.item()!r} and {again.item()!r}: the model is "
                     "random (functional dropout?) or remembers; call model.eval(), or pass allow_train_mode=True"
                 )
-        _check_mean(self, outputs, batch, loss)
+        self._no_mean = next(filter(None, (self._why_no_mean(batch) for batch in self.batches)), "")
+        if self._no_mean and len(self.batches) > 1:
+            raise ValueError(self._no_mean + _MEAN_CURE)
+        if self._no_mean:
+            warnings.warn(self._no_mean + "; the risk is taken to be this loss as it stands", stacklevel=3)
         if missing := self._unreached(loss):
             warnings.warn(
                 f"the loss does not reach {', '.join(missing)}: their curvature is zero. Freeze them with "
-                "requires_grad_(False) to leave them out, or check that the forward pass uses them",
+                "requires_grad_(False) to leave them out, or check that the forward pass uses them and that no "
+                "checkpoint with use_reentrant=True hides them",
                 stacklevel=3,
             )
+
+    def _with_other_random_numbers(self, batch: Batch) -> Tensor:
+        generators = [torch.default_generator, *(torch.cuda.default_generators[d.index] for d in self._cuda_devices)]
+        with torch.random.fork_rng(self._cuda_devices):
+            for generator in generators:
+                generator.manual_seed(torch.initial_seed() ^ 1)
+            return self.loss(batch)
+
+    def _why_no_mean(self, batch: Batch) -> str:
+        """What shows that the loss of a batch is no mean over its samples; its outputs alone show it, at no cost."""
+        outputs, targets, size = self.outputs(batch), batch[1], _length(batch[0]) or 0
+        leaves = [leaf for leaf in tree_leaves((outputs, targets)) if leaf is not None]
+        if size < 2 or not all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in leaves):
+            return ""
+        whole, first, rest = (
+            self.loss_of(*tree_map(partial(_rows, start=start, stop=stop), (outputs, batch))).item()
+            for start, stop in ((0, size), (0, 1), (1, size))
+        )
+        mean = (first + (size - 1) * rest) / size
+        tolerance = size * torch.finfo(self.dtype).eps * (abs(first) + (size - 1) * abs(rest) + abs(whole))
+        if abs(mean - whole) <= max(tolerance, 1e-3 * abs(mean) if self.dtype.itemsize < 4 else 0.0):
+            return ""
+        return (
+            f"loss_fn gives {whole:.6g} for {size} samples, but the mean of its parts is {mean:.6g}: it is not the "
+            "mean over samples (reduction='sum', class weights or ignored targets?)"
+        )
 
     def _unreached(self, loss: Tensor) -> list[str]:
         reached: set[int] = set()
@@ -267,20 +309,29 @@ class Problem:
         return [name for name, p in self.params.items() if id(p) not in reached]
 
 
-def _leaves(loss: Tensor) -> set[int]:
-    """Identities of the leaf tensors that a graph ends in."""
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Gradients on, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def graph_nodes(value: Tensor) -> Iterator[Any]:
+    """Every node of the graph that a tensor hangs on."""
     seen: set[Any] = set()
-    leaves: set[int] = set()
-    stack = [loss.grad_fn]
+    stack = [value.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.add(id(node.variable))
+        yield node
         stack.extend(parent for parent, _ in node.next_functions)
-    return leaves
+
+
+def _leaves(loss: Tensor) -> set[int]:
+    """Identities of the leaf tensors that a graph ends in."""
+    return {id(node.variable) for node in graph_nodes(loss) if hasattr(node, "variable")}
 
 
 def _to_double(leaf: Any) -> Any:
@@ -358,25 +409,3 @@ def _check_partition(partition: Partition, params: Mapping[str, Tensor]) -> None
         raise ValueError(f"the partition lists {twice} more than once: a parameter belongs to one block")
     if empty := [block for block, tensors in partition.blocks.items() if not tensors]:
         raise ValueError(f"the blocks {empty} hold no parameter: drop them")
-
-
-def _check_mean(problem: Problem, outputs: Any, batch: Batch, loss: Tensor) -> None:
-    """A sum over samples, or a class-weighted mean, is no mean over samples; outputs alone show it, at no cost."""
-    targets, size = batch[1], _length(batch[0]) or 0
-    if size < 2 or not all(isinstance(part, Tensor) and part.ndim and len(part) == size for part in (outputs, targets)):
-        return
-    parts = [(outputs[:1], targets[:1]), (outputs[1:], targets[1:])]
-    with torch.no_grad():
-        first, rest = (problem.loss_fn(out, target).item() for out, target in parts)
-    whole = loss.item()
-    mean = (first + (size - 1) * rest) / size
-    tolerance = size * torch.finfo(loss.dtype).eps * (abs(first) + (size - 1) * abs(rest) + abs(whole))
-    if abs(mean - whole) <= max(tolerance, 1e-3 * abs(mean) if loss.dtype.itemsize < 4 else 0.0):
-        return
-    message = (
-        f"loss_fn gives {whole:.6g} for {size} samples, but the mean of its parts is {mean:.6g}: it is not the "
-        "mean over samples (reduction='sum', class weights or ignored targets?)"
-    )
-    if len(problem.batches) > 1:
-        raise ValueError(message + "; use reduction='mean', or pass all samples as one batch")
-    warnings.warn(message + "; the risk is taken to be this loss as it stands", stacklevel=4)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import csv
 import html
+import io
 import json
 import os
 from collections import Counter
@@ -53,6 +54,7 @@ class CheckView:
     status: str
     style: str
     detail: str
+    condition: str
     numbers: Mapping[str, str]
     figure: str
     table: Table | None
@@ -179,7 +181,7 @@ def _banner(header: Record, end: Record, claims: Sequence[ClaimView]) -> Banner:
     found = Counter(claim.verdict for claim in claims)
     counts = tuple((verdict, found[verdict]) for verdict in _names([*VERDICTS, *found]) if found[verdict])
     warnings = [
-        f"{claim.id} ({claim.verdict}): mutant {mutant.name} survived; nothing noticed that it {mutant.sin}."
+        f"{claim.id} ({claim.verdict}): mutant {mutant.name} survived: {mutant.sin.rstrip('.')}."
         for claim in claims
         for mutant in claim.survivors
     ]
@@ -192,20 +194,23 @@ def _doubts(header: Record, end: Record, claims: Sequence[ClaimView]) -> list[st
     """Contradictions and gaps in the record of the run, each in one sentence."""
     ids = {claim.id for claim in claims}
     shown = sum(len(claim.checks) for claim in claims)
+    expected = all(claim.as_expected for claim in claims)
     run, counted = header.get("run"), end.get("records_run")
     undecided = ", ".join(str(name) for name in header.get("claims") or () if str(name) not in ids)
     kept = ", ".join(c.id for c in claims if c.verdict == "HOLDS" and c.survivors)
+    broken = ", ".join(c.id for c in claims if c.verdict == "HOLDS" and any(x.style == "failed" for x in c.checks))
     others = ", ".join(c.id for c in claims if c.texts["other_run"])
     doubts = {
         "No claim was decided.": not claims,
         f"Announced but without a verdict: {undecided}.": undecided,
         f"Said to hold although a mutant survived: {kept}.": kept,
+        f"Said to hold although a check failed: {broken}.": broken,
         f"Recorded by another run than {run}: {others}.": others,
         "The run has no header record; its budget and provenance are unknown.": not header,
         "The run has no end record: it was interrupted or has not finished.": not end,
         f"The end record belongs to another run, {end.get('run')}.": end and header and end.get("run") != run,
         f"The run counted {counted} checks, but {shown} are recorded.": counted is not None and counted != shown,
-        "The end record says that the run did not pass.": end.get("passed") is False,
+        "The end record says that the run did not pass.": end.get("passed") is False and expected,
     }
     return [sentence for sentence, applies in doubts.items() if applies]
 
@@ -238,7 +243,7 @@ def _facts(header: Record, end: Record) -> list[tuple[str, str]]:
         ("fingerprint", _text(header.get("fingerprint"))),
         ("started", _text(header.get("time"))),
         ("ended", _text(end.get("time"))),
-        ("seconds", _text(end.get("seconds"))),
+        ("seconds", _seconds(end.get("seconds"))),
     ]
 
 
@@ -273,7 +278,7 @@ def _claim(record: Record, anchor: str, shown: set[str], header: Record) -> Clai
         style=verdict if verdict in VERDICTS else "OTHER",
         expected=_text(record.get("expected")),
         formula=mathml(str(record.get("formula") or "")),
-        texts={**texts, "seconds": _text(record.get("seconds")), "other_run": str(record["run"]) if other else ""},
+        texts={**texts, "seconds": _seconds(record.get("seconds")), "other_run": str(record["run"]) if other else ""},
         checks=checks,
         mutants=tuple(_mutant(mutant) for mutant in record.get("mutants") or ()),
         figures=_names(check.figure for check in checks if check.figure),
@@ -291,6 +296,7 @@ def _check(check: Record, shown: set[str]) -> CheckView:
         status=status,
         style=status if status in STATUSES else "other",
         detail=str(check.get("detail") or ""),
+        condition=str(check.get("condition") or ""),
         numbers={
             key: _text(check.get(key)) for key in ("discrepancy", "bound", "detectable", "power", "alpha", "num_draws")
         },
@@ -319,7 +325,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _figure(figure: Figure) -> FigureView:
     data = figure.csv.read_bytes()
-    header, *rows = csv.reader(data.decode("utf-8").splitlines())
+    header, *rows = csv.reader(io.StringIO(data.decode("utf-8"), newline=""))
     cells = tuple(tuple(_cell(text) for text in row) for row in rows)
     return FigureView(
         name=figure.name,
@@ -367,6 +373,10 @@ def _names(values: Iterable[str]) -> tuple[str, ...]:
 
 def _slug(text: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in text)
+
+
+def _seconds(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else _text(value)
 
 
 def _text(value: Any) -> str:

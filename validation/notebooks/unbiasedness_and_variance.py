@@ -14,16 +14,16 @@
 # %% [markdown]
 # # Unbiasedness and variance of the layer-wise trace, from scratch
 #
-# A network of a million parameters has a Hessian $H$ of $10^{12}$ entries, which nobody writes down. What autograd gives is
-# the product $Hz$ with a vector, at the price of about two gradients. Hutchinson's trick turns such products into traces:
-# draw a random $z$ with $\mathbb E\,zz^\top=I$, then $\mathbb E\,z^\top Hz=\operatorname{tr}H$. Cut $z$ and $Hz$ along the layers
-# $l=1,\dots,L$ and **one** product gives one number per layer,
+# A network of a million parameters has a Hessian $H$ of $10^{12}$ entries, which nobody writes down. What autograd
+# gives is the product $Hz$ with a vector, at the price of about two gradients. Hutchinson's trick turns such products
+# into traces: draw a random $z$ with $\mathbb E\,zz^\top=I$, then $\mathbb E\,z^\top Hz=\operatorname{tr}H$. Cut $z$
+# and $Hz$ along the layers $l=1,\dots,L$ and **one** product gives one number per layer,
 #
 # $$q_l = z_l^\top (Hz)_l = \sum_{i\in l}\sum_{j} z_i H_{ij} z_j .$$
 #
 # Two questions: *is the mean of $q_l$ the trace of the diagonal block $H_{ll}$?* and *how much does $q_l$ scatter?*
-# We answer both without sampling. The network below is so small that **all** sign vectors can be tried, so that the mean and
-# the variance are finite sums. These are claims T1 to T4 of the catalogue.
+# We answer both without sampling. The network below is so small that **all** sign vectors can be tried, so that the
+# mean and the variance are finite sums. These are claims T1 to T4 of the catalogue.
 
 # %%
 from itertools import product
@@ -33,14 +33,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+from hesstheory import Gaussian, LayerwiseTrace, Partition, Problem, Rademacher, hessian, theory, zoo
+from hesstheory.estimators import all_signs, strength_four_signs
+
 EPS = np.finfo(np.float64).eps
 generator = torch.Generator().manual_seed(0)
 
 # %% [markdown]
 # ## A network by hand
 #
-# Two inputs, two tanh units, two classes: $f(x)=W_2\tanh(W_1x+b_1)+b_2$ with cross-entropy. Layer 1 owns $W_1$ and $b_1$,
-# layer 2 owns $W_2$ and $b_2$: 12 parameters, $2^{12}=4096$ sign vectors.
+# Two inputs, two tanh units, two classes: $f(x)=W_2\tanh(W_1x+b_1)+b_2$ with cross-entropy. Layer 1 owns $W_1$ and
+# $b_1$, layer 2 owns $W_2$ and $b_2$: 12 parameters, $2^{12}=4096$ sign vectors.
 
 
 # %%
@@ -70,7 +73,7 @@ ax.axhline(5.5, color="black", lw=1)
 ax.axvline(5.5, color="black", lw=1)
 ax.set_xticks([2.5, 8.5], ["layer 1", "layer 2"])
 ax.set_yticks([2.5, 8.5], ["layer 1", "layer 2"])
-ax.set_title("Hessian of the risk, cut into blocks $H_{lm}$")
+ax.set_title("blocks $H_{lm}$ of the Hessian")
 fig.colorbar(image)
 
 assert np.abs(H - H.T).max() <= 100 * EPS * largest, "second derivatives commute"
@@ -82,9 +85,9 @@ assert np.abs(H - H.T).max() <= 100 * EPS * largest, "second derivatives commute
 #
 # $$\mathbb E\,q_l=\sum_{i\in l}\sum_j H_{ij}\,\mathbb E\,z_iz_j=\sum_{i\in l}H_{ii}=\operatorname{tr}H_{ll}.$$
 #
-# Neither independence nor $\mathbb E\,z=0$ was used, only $\mathbb E\,zz^\top=I$. The average over all 4096 sign vectors is this
-# expectation, so the two sides may differ by rounding alone: at most (number of additions) × $\varepsilon$ × (sum of absolute
-# values).
+# Neither independence nor $\mathbb E\,z=0$ was used, only $\mathbb E\,zz^\top=I$. The average over all 4096 sign
+# vectors is this expectation, so the two sides may differ by rounding alone: at most (number of additions) ×
+# $\varepsilon$ × (sum of absolute values).
 
 # %%
 Z = np.array(list(product((-1.0, 1.0), repeat=12))).T  # a column is a probe
@@ -99,9 +102,9 @@ for layer, i in rows.items():
 pd.DataFrame({"mean of q over all signs": {k: v.mean() for k, v in q.items()}, "trace of the block": traces})
 
 # %% [markdown]
-# **A mistake that looks harmless.** Suppose a program re-seeds its generator for every layer, so that both layers get the same
-# signs. Then $\mathbb E\,z_1z_2^\top=I$ instead of $0$ and the trace of the *cross* block slips in:
-# $\mathbb E\,q_1=\operatorname{tr}H_{11}+\operatorname{tr}H_{12}$. The error does not shrink with more probes.
+# **A mistake that looks harmless.** Suppose a program re-seeds its generator for every layer, so that both layers get
+# the same signs. Then $\mathbb E\,z_1z_2^\top=I$ instead of $0$ and the trace of the *cross* block slips in: $\mathbb
+# E\,q_1=\operatorname{tr}H_{11}+\operatorname{tr}H_{12}$. The error does not shrink with more probes.
 
 # %%
 half = np.array(list(product((-1.0, 1.0), repeat=6))).T
@@ -117,18 +120,20 @@ print(f"tr H_11 = {traces['layer1']:.4f}; with re-seeded probes the mean is {wro
 # ## The variance (claim T2)
 #
 # Let the entries of $z$ be independent with mean 0, variance 1 and fourth moment $\kappa=\mathbb E z_i^4$. Split
-# $q_l=z_l^\top H_{ll}z_l+\sum_{m\ne l}z_l^\top H_{lm}z_m$. The parts are uncorrelated, since each holds other products of entries:
+# $q_l=z_l^\top H_{ll}z_l+\sum_{m\ne l}z_l^\top H_{lm}z_m$. The parts are uncorrelated, since each holds other
+# products of entries:
 #
 # * $\sum_{i\in l}H_{ii}z_i^2$ has variance $(\kappa-1)\sum_{i\in l}H_{ii}^2$, for $\operatorname{Var}z_i^2=\kappa-1$;
-# * $2\sum_{i<j\in l}H_{ij}z_iz_j$ has variance $4\sum_{i<j}H_{ij}^2=2\bigl(\lVert H_{ll}\rVert^2-\sum_i H_{ii}^2\bigr)$;
+# * $2\sum_{i<j\in l}H_{ij}z_iz_j$ has variance $4\sum_{i<j}H_{ij}^2=2\bigl(\lVert H_{ll}\rVert^2-\sum_i
+#   H_{ii}^2\bigr)$;
 # * $\sum_{i\in l,\,j\in m}H_{ij}z_iz_j$ has variance $\lVert H_{lm}\rVert^2$: every pair occurs **once**, not twice.
 #
 # Added up,
 #
 # $$\operatorname{Var}q_l=2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in l}H_{ii}^2+\sum_{m\ne l}\lVert H_{lm}\rVert^2 .$$
 #
-# The first two terms are the classical variance for the matrix $H_{ll}$ alone. The last one is the price of using one product
-# for all layers, and the term that is easily forgotten.
+# The first two terms are the classical variance for the matrix $H_{ll}$ alone. The last one is the price of using one
+# product for all layers, and the term that is easily forgotten.
 
 
 # %%
@@ -156,9 +161,9 @@ for layer, i in rows.items():
 pd.DataFrame(table)
 
 # %% [markdown]
-# **Two layers share a product**, so their estimates are correlated: $\operatorname{Cov}(q_l,q_m)=\lVert H_{lm}\rVert^2\ge0$
-# (claim T3), since the same products $z_iz_j$ occur in both. Variances and covariances together make the classical variance of
-# $z^\top Hz$.
+# **Two layers share a product**, so their estimates are correlated: $\operatorname{Cov}(q_l,q_m)=\lVert
+# H_{lm}\rVert^2\ge0$ (claim T3), since the same products $z_iz_j$ occur in both. Variances and covariances together
+# make the classical variance of $z^\top Hz$.
 
 # %%
 covariance = np.mean(q["layer1"] * q["layer2"]) - q["layer1"].mean() * q["layer2"].mean()
@@ -166,15 +171,16 @@ cross = (H[:6, 6:] ** 2).sum()
 rounding = 5000 * EPS * np.abs(H).sum() ** 2
 
 assert abs(covariance - cross) <= rounding
-assert abs(variance(rows["layer1"], 1) + variance(rows["layer2"], 1) + 2 * cross - variance(slice(0, 12), 1)) <= rounding
+parts = variance(rows["layer1"], 1) + variance(rows["layer2"], 1) + 2 * cross
+assert abs(parts - variance(slice(0, 12), 1)) <= rounding
 print(f"covariance over all signs {covariance:.6f}, squared norm of H_12 {cross:.6f}")
 
 # %% [markdown]
 # ## Signs or normal numbers? (claim T4)
 #
-# $\kappa$ enters only through $\sum H_{ii}^2$. Signs have $\kappa=1$, the least there is, because $\kappa=\mathbb E z^4\ge(\mathbb E z^2)^2=1$.
-# Normal numbers have $\kappa=3$, and their variance is larger by $2\sum_{i\in l}H_{ii}^2$. With signs $z_i^2=1$ and the
-# diagonal adds no noise at all.
+# $\kappa$ enters only through $\sum H_{ii}^2$. Signs have $\kappa=1$, the least there is, because $\kappa=\mathbb E
+# z^4\ge(\mathbb E z^2)^2=1$. Normal numbers have $\kappa=3$, and their variance is larger by $2\sum_{i\in
+# l}H_{ii}^2$. With signs $z_i^2=1$ and the diagonal adds no noise at all.
 
 # %%
 draws = torch.randn(12, 200_000, generator=generator, dtype=torch.float64).numpy()
@@ -194,20 +200,17 @@ for ax, (layer, i) in zip(axes, rows.items(), strict=True):
     assert abs(normal_q[layer].var() / variance(i, 3) - 1) < 6 * np.sqrt((excess - 1) / draws.shape[1])
     assert abs(variance(i, 3) - variance(i, 1) - 2 * (np.diag(H[i, i]) ** 2).sum()) <= rounding
 axes[1].legend(fontsize=8, loc="upper right")
-fig.suptitle("One probe scatters widely, and can be negative where the trace is positive")
+_ = fig.suptitle("One probe scatters widely, and can be negative where the trace is positive")
 
 # %% [markdown]
 # ## The same with the library
 #
-# `Problem` is the risk of any `nn.Module` over batches; `LayerwiseTrace` estimates all blocks from one product per probe; `probes=`
-# injects the probes, here all of them; `theory.probe_variance` is the formula above, stated once for tensors and for symbols. Our
-# hand-made numbers are a second route to the same ones. The batches are of unequal sizes on purpose: they are weighted by their
-# numbers of samples.
+# `Problem` is the risk of any `nn.Module` over batches; `LayerwiseTrace` estimates all blocks from one product per
+# probe; `probes=` injects the probes, here all of them; `theory.probe_variance` is the formula above, stated once for
+# tensors and for symbols. Our hand-made numbers are a second route to the same ones. The batches are of unequal sizes
+# on purpose: they are weighted by their numbers of samples.
 
 # %%
-from hesstheory import Gaussian, LayerwiseTrace, Partition, Problem, Rademacher, hessian, theory, zoo
-from hesstheory.estimators import all_signs, strength_four_signs
-
 model = torch.nn.Sequential()
 model.add_module("layer1", torch.nn.Linear(2, 2))
 model.add_module("act", torch.nn.Tanh())
@@ -229,8 +232,9 @@ for layer, i in rows.items():
 problem
 
 # %% [markdown]
-# In real use there are a few random probes. Each estimate then comes with a standard error $s/\sqrt K$ and a Student interval;
-# the formula says beforehand what the standard error will be about.
+# In real use there are a few random probes. Each estimate then comes with a standard error $s/\sqrt K$ and a Student
+# interval; the formula says beforehand what the standard error will be about. An interval of level 95 % misses the
+# exact trace once in twenty times, so do not be surprised if one does here.
 
 # %%
 estimate = LayerwiseTrace(num_probes=50, probe=Rademacher())(problem, generator)
@@ -248,10 +252,10 @@ summary
 # %% [markdown]
 # ## Is the cross term large on real networks?
 #
-# Two multilayer perceptrons and a convolutional network on the handwritten digits, before and after 300 steps of training.
-# $2^P$ sign vectors are too many now, but the variance involves only four entries of $z$ at a time: an *orthogonal array of
-# strength four* holds $4^m>P^2$ sign vectors of which any four entries run through all 16 patterns equally often, so its mean and
-# its variance equal those over all $2^P$ sign vectors.
+# Two multilayer perceptrons and a convolutional network on the handwritten digits, before and after 300 steps of
+# training. $2^P$ sign vectors are too many now, but the variance involves only four entries of $z$ at a time: an
+# *orthogonal array of strength four* holds $4^m>P^2$ sign vectors of which any four entries run through all 16
+# patterns equally often, so its mean and its variance equal those over all $2^P$ sign vectors.
 
 # %%
 records = []
@@ -297,7 +301,8 @@ assert factor.max() > 2, "for some layer the forgotten term is more than half of
 print(f"true variance over the one without the cross term: {factor.min():.2f} to {factor.max():.2f}")
 
 # %% [markdown]
-# **What to remember.** One product per probe serves all layers, without bias, for every probe with $\mathbb E\,zz^\top=I$ that is
-# independent *across* layers. The noise of a layer is its own $2\lVert H_{ll}\rVert^2+(\kappa-3)\sum H_{ii}^2$ plus
-# $\lVert H_{lm}\rVert^2$ for every other layer $m$, once. Prefer signs. `hesstheory validate T1 T2 T3 T4` decides these
-# statements on all networks of the zoo, with mutants that must be caught.
+# **What to remember.** One product per probe serves all layers, without bias, for every probe with $\mathbb
+# E\,zz^\top=I$ that is independent *across* layers. The noise of a layer is its own $2\lVert
+# H_{ll}\rVert^2+(\kappa-3)\sum H_{ii}^2$ plus $\lVert H_{lm}\rVert^2$ for every other layer $m$, once. Prefer signs.
+# `hesstheory validate T1 T2 T3 T4` decides these statements on all networks of the zoo, with mutants that must be
+# caught.

@@ -1,0 +1,38 @@
+"""The notebooks run from top to bottom: their asserts hold, nothing is written to stderr, and they are quick."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jupytext
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "validation" / "notebooks").glob("*.py"))
+SECONDS = 60
+
+
+def test_there_are_notebooks():
+    assert NOTEBOOKS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    notebook = jupytext.read(path)
+    client = NotebookClient(
+        notebook, timeout=2 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    )
+    start = time.perf_counter()
+    client.execute()
+    elapsed = time.perf_counter() - start
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    complaints = [output.text for output in outputs if output.get("name") == "stderr"]
+    assert not complaints
+    assert any("image/png" in output.get("data", {}) for output in outputs), "a notebook shows figures"
+    assert elapsed < SECONDS
