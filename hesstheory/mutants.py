@@ -965,13 +965,15 @@ def gauss_newton_matrix(problem: Problem) -> Tensor:
 def positive_part(problem: Problem) -> Tensor:
     """Cuts negative eigenvalues off at zero."""
     eigenvalues, vectors = torch.linalg.eigh(hessian(problem).to_dense())
-    return vectors @ torch.diag(eigenvalues.clamp(min=0)) @ vectors.mT
+    cut: Tensor = vectors @ torch.diag(eigenvalues.clamp(min=0)) @ vectors.mT
+    return cut
 
 
 def absolute_curvature(problem: Problem) -> Tensor:
     """Takes the absolute values of the eigenvalues."""
     eigenvalues, vectors = torch.linalg.eigh(hessian(problem).to_dense())
-    return vectors @ torch.diag(eigenvalues.abs()) @ vectors.mT
+    folded: Tensor = vectors @ torch.diag(eigenvalues.abs()) @ vectors.mT
+    return folded
 
 
 def form_of_the_block(H: Any, index_l: Any) -> Any:
