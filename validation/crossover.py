@@ -40,16 +40,20 @@ def _symbolic_variances() -> tuple[Any, Any, Any, Any]:
 def _magnitudes(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """Sums of absolute values that the separated and the full form of every block are made of when probes are signs.
 
-    Beside Σ|H_ij| that is what cancels inside H: a confident softmax has the loss Hessian diag(p) − ppᵀ ≈ 0, made of
-    terms up to 1, so 2‖J_l z_l‖‖Jz‖ ≤ 2 √(P_l t_l) √(P t) counts too, t_l the trace of J_lᵀJ_l/N.
+    Beside Σ|H_ij| that is what cancels inside H, see `slope_squares`: 2‖J_l z_l‖‖Jz‖ ≤ 2 √(P_l t_l) √(P t).
     """
-    problem = case.problem
-    diagonal = ggn(Problem(problem.model, _half_square, problem.batches)).to_dense().diagonal()
-    t = np.array([float(diagonal[index].sum()) for index in problem.index.values()])
+    problem, squares = case.problem, slope_squares(case.problem)
+    t = np.array([float(squares[index].sum()) for index in problem.index.values()])
     sizes = np.array([len(index) for index in problem.index.values()])
     own = np.array([float(case.block(l, l).abs().sum()) for l in problem.index])
     outer = np.sqrt(problem.num_params * t.sum())
     return own + 2 * sizes * t, absolute_rows(case).numpy() + 2 * np.sqrt(sizes * t) * outer
+
+
+def slope_squares(problem: Problem) -> Tensor:
+    """The diagonal t of JᵀJ/N. A confident softmax has the loss Hessian diag(p) − ppᵀ ≈ 0, made of terms up to 1, so
+    that the entry H_ij is rounded like a sum of terms up to 2 √(t_i t_j), however small it is."""
+    return ggn(Problem(problem.model, _half_square, problem.batches)).to_dense().diagonal()
 
 
 def _half_square(outputs: Tensor, targets: Tensor) -> Tensor:

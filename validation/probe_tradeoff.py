@@ -279,7 +279,7 @@ def _total(formula: Any, case: Case, sampling: Sampling, K: int) -> Check:
     )
     if sampling.replacement:
         return check
-    curve = [1, 2, 4, 8, 16, 32, 64] if K == 1 else [K]
+    curve = [2**k for k in range(12)] if K == 1 else [K]
     return check.showing("total_variance", list(_curve(case, sampling, curve, K, measured.variance, formula)))
 
 
