@@ -1074,6 +1074,21 @@ def per_sample_just_outside_rounding(sample_variances: Any) -> Any:
     return theory.per_sample_probe_variance(sample_variances) * (1 + 2**-30)
 
 
+def per_sample_always_wins(V_of_mean: Any, S_q: Any, num_samples: Any) -> bool:
+    """Believes that a probe per sample is always better."""
+    return True
+
+
+def per_sample_wins_below_one_mean(V_of_mean: Any, S_q: Any, num_samples: Any) -> bool:
+    """Compares S_q with V(H̄), not with N times that."""
+    return bool(S_q < V_of_mean)
+
+
+def per_sample_wins_below_one_sample_less(V_of_mean: Any, S_q: Any, num_samples: Any) -> bool:
+    """Takes N − 1 for N, as if S_q were divided by N."""
+    return bool(S_q < (num_samples - 1) * V_of_mean)
+
+
 def orthogonal_as_independent(probe_variance: Any, num_probes: Any, num_params: Any) -> Any:
     """Takes orthogonal probes for independent."""
     return probe_variance / num_probes
