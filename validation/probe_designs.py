@@ -274,9 +274,9 @@ def signs_of_layers(num_layers: int) -> Tensor:
 
 @claim(
     "T20.a",
-    "One draw of signs under all Hadamard patterns across the layers equals probes of one layer each, number for number.",
+    "One draw of signs under all Hadamard patterns across layers equals probes of one layer each, number for number.",
     formula=r"\frac1{L'}\sum_kh_{lk}z_l^{\top}\sum_mH_{lm}h_{mk}z_m=z_l^{\top}H_{ll}z_l",
-    reason="Σ_k h_lk h_mk = L' δ_lm removes the cross blocks; L' ≥ L products, as many as separated probes take or more",
+    reason="Σ_k h_lk h_mk = L′ δ_lm removes the cross blocks; L′ ≥ L products, no fewer than separated probes take",
     subject=signs_of_layers,
     mutants=[mutants.signs_of_layers_repeated, mutants.signs_of_layers_too_few, mutants.signs_of_layers_alike],
 )

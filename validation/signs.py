@@ -57,7 +57,7 @@ def shipped_case(number: int) -> Case:
 
 @claim(
     "T17",
-    "Signs matter: the diagonal blocks of smooth networks can have a negative trace. Those of piecewise linear networks "
+    "Signs matter: diagonal blocks of smooth networks can have a negative trace. Those of piecewise linear networks "
     "cannot.",
     formula=r"\operatorname{tr}H_{ll}<0",
     reason="the residual f − y times the curvature of the activation has either sign; where the outputs are linear in "
@@ -100,7 +100,7 @@ def _first_negative(matrix: Any) -> Check:
 
 @claim(
     "T17.a",
-    "q_l is the quadratic form of A_l = (E_l H + H E_l)/2, which is indefinite whenever a cross block is not zero, even "
+    "q_l is the quadratic form of A_l = (E_l H + H E_l)/2, indefinite whenever a cross block is not zero, even "
     "for H ⪰ 0: a single estimate can be negative where the trace is positive.",
     formula=r"q_l=z^{\top}A_lz,\quad A_l=\tfrac12(E_lH+HE_l),\quad "
     r"\lVert A_l\rVert^2=\lVert H_{ll}\rVert^2+\tfrac12\sum_{m\neq l}\lVert H_{lm}\rVert^2",
