@@ -29,6 +29,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 GREY = "#767676"
 CLAIMED_RANGE = (5.0, 10.0)
+ROUNDING = 1e-9  # relative: below it two numbers are one
 PNG_DPI = 170
 STYLE: Any = {
     "font.size": 9.0,
@@ -394,8 +395,15 @@ def _draw_variance(canvas: Canvas, frame: pd.DataFrame) -> None:
     unit = "(loss / weight²)²"
     upper.set_ylabel(f"measured variance\n{unit}")
     lower.set(xlabel=f"predicted variance {unit}", ylabel="measured ÷\npredicted")
-    away = max(0.02, float((frame["measured_over_predicted"] - 1).abs().max()))
-    lower.set_ylim(max(0.0, 1 - 1.25 * away), 1 + 1.25 * away)
+    away = float((frame["measured_over_predicted"] - 1).abs().max())
+    if away < ROUNDING:  # a ratio of 1.0000000000000002 has no tick label: count units in the last place
+        for line in lower.lines:
+            line.set_ydata((np.asarray(line.get_ydata(), dtype=float) - 1) / np.finfo(float).eps)
+        lower.set_ylabel("(measured ÷\npredicted − 1)\n÷ 2.2·10⁻¹⁶")
+        lower.relim()
+        lower.autoscale_view(scalex=False)
+    else:
+        lower.set_ylim(max(0.0, 1 - 1.25 * max(0.02, away)), 1 + 1.25 * max(0.02, away))
     handles: list[Any] = [_dot(f"{name} probes", **look) for name, look in looks.items()]
     handles += [_dot(s, marker="o", color=GREY, markerfacecolor=_face(s, GREY)) for s in _names(frame["stage"])]
     _legend(canvas, [*handles, _line("measured = predicted", color=GREY, lw=0.9)])
@@ -437,7 +445,7 @@ def _draw_crossover(canvas: Canvas, frame: pd.DataFrame) -> None:
 
 
 def _draw_tied_bias(canvas: Canvas, frame: pd.DataFrame) -> None:
-    canvas.set_size_inches(7.2, 0.42 * len(frame) + 1.0)
+    canvas.set_size_inches(7.2, 0.26 * len(frame) + 1.0)
     ax = canvas.subplots()
     places = np.arange(len(frame))
     for y, row in zip(places, frame.to_dict("records"), strict=True):
@@ -450,7 +458,10 @@ def _draw_tied_bias(canvas: Canvas, frame: pd.DataFrame) -> None:
         number = f"{bias:+.3g}".replace("-", "−") if marker != "o" else "0"
         ax.annotate(number, (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     ax.axvline(0, color="black", lw=0.9, zorder=2)
-    labels = [f"{_short(e)}  (T = {t:g})" for e, t in zip(frame["example"], frame["instances"], strict=True)]
+    labels = [
+        _short(f"{e}, {w} × {t:g}" + (f", {s}" if "trained" in s else ""), 56)
+        for e, w, t, s in frame[["example", "tensor", "instances", "stage"]].itertuples(index=False)
+    ]
     ax.set_yticks(places, labels)
     ax.set(ylim=(len(frame) - 0.4, -0.6), xlabel=r"bias of separate probes ÷ $|\Sigma_r\,\mathrm{tr}\,U_{rr}|$")
     ax.grid(axis="y", visible=False)
@@ -460,7 +471,7 @@ def _draw_tied_bias(canvas: Canvas, frame: pd.DataFrame) -> None:
 
 
 def _sign_look(bias: float) -> tuple[str, str]:
-    if abs(bias) < 1e-9:  # of Σ tr U_rr: rounding, not bias
+    if abs(bias) < ROUNDING:  # of Σ tr U_rr
         return "o", COLOURS[6]
     return (">", COLOURS[1]) if bias > 0 else ("<", COLOURS[0])
 
@@ -553,7 +564,7 @@ def _draw_critical_probes(canvas: Canvas, frame: pd.DataFrame) -> None:
             axes[i, j].set_title((_short(network) if j == 0 else "") + f"\nstep {_short(step, 12)}", loc="left")
     for ax in axes[-1]:
         ax.set_xlabel("batch size")
-    _map_colours(canvas, axes, norm)
+    _map_colours(canvas, axes, norm, finite)
     box = Patch(facecolor="white", edgecolor="black", linewidth=1.8, label="inside the claimed range 5–10")
     canvas.legend(handles=[box], loc="outside lower center")
 
@@ -578,12 +589,14 @@ def _map_panel(ax: Axes, values: np.ndarray, norm: LogNorm) -> None:
         spine.set_visible(False)
 
 
-def _map_colours(canvas: Canvas, axes: np.ndarray, norm: LogNorm) -> None:
+def _map_colours(canvas: Canvas, axes: np.ndarray, norm: LogNorm, shown: pd.Series) -> None:
+    """The colour bar, no longer than the counts that are shown and the claimed range reach."""
     colours = matplotlib.cm.ScalarMappable(norm=norm, cmap="PuOr")
     bar = canvas.colorbar(colours, ax=axes.ravel().tolist(), aspect=30, fraction=0.05, pad=0.02)
     bar.set_label("critical probe count K*")
     bar.ax.axhline(CLAIMED_RANGE[0], color="black", lw=1.4)
     bar.ax.axhline(CLAIMED_RANGE[1], color="black", lw=1.4)
+    bar.ax.set_ylim(min([CLAIMED_RANGE[0], *shown]), max([CLAIMED_RANGE[1], *shown]))
     bar.ax.minorticks_off()
 
 
@@ -654,7 +667,7 @@ PLOTS: tuple[_Plot, ...] = (
         "Error made by giving each instance of a tied tensor its own probe, relative to |Σ tr U_rr|. Grey bars are "
         "the bounds [−(T−1), 1] that hold for a positive semi-definite unrolled Hessian. "
         "One shared probe has no such bias.",
-        ("example",),
+        ("example", "tensor", "stage"),
         ("instances", "exact_trace", "separate_trace", "bias", "bound_low", "bound_high"),
         _relative_bias,
         _draw_tied_bias,

@@ -495,7 +495,7 @@ def _split(inputs: Tensor, targets: Tensor, batch_sizes: Sequence[int] | None) -
 
 @dataclass(frozen=True)
 class TiedPair:
-    """One weight used by two modules, `first` and `second`, and what independent probes for the two get wrong.
+    """One weight used by two modules and what independent probes for the two get wrong.
 
     `trace` is tr H_w; the estimate with independent probes is off by `bias` = −2 tr U_12 (claim T7).
     """
@@ -531,10 +531,14 @@ def tied_pairs(sign: int, generator: torch.Generator) -> tuple[TiedPair, TiedPai
     Series, f = W W x: tr U_12 = mean(tr(W) xᵀWx + rᵀx) and tr U_11 + tr U_22 = mean(‖W‖²‖x‖² + d‖Wx‖²), with the
     residual r = f − y. Targets y = WWx − c x give r = c x; c sets the bias to `sign` itself.
     """
-    if sign not in (-1, 0, 1):
-        raise ValueError(f"sign is {sign}: pass -1, 0 or 1")
+    _check_sign(sign)
     W, x = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 2), (33, 2)))
     return _parallel_pair(sign, W, x), _series_pair(sign, W, x)
+
+
+def _check_sign(sign: int) -> None:
+    if sign not in (-1, 0, 1):
+        raise ValueError(f"sign is {sign}: pass -1, 0 or 1")
 
 
 def _parallel_pair(sign: int, W: Float[Tensor, "2 2"], x: Float[Tensor, "samples 2"]) -> TiedPair:
@@ -553,6 +557,30 @@ def _series_pair(sign: int, W: Float[Tensor, "2 2"], x: Float[Tensor, "samples 2
     own = W.square().sum() * mean_square + 2 * once.square().sum(1).mean()
     risk = Problem(TwoUses(W, series=True), half_squared_error, _split(x, once @ W.T - c * x, None))
     return TiedPair("series", risk, float(own) - sign, float(sign))
+
+
+def linear_autoencoder(sign: int, generator: torch.Generator) -> TiedPair:
+    """A tied autoencoder x ↦ WᵀW x whose bias has the given sign (+1, −1 or 0), reconstructing its inputs.
+
+    W = c Q with k orthonormal rows; s = mean ‖Qx‖², t = mean ‖x‖². tr U_12 = (k+1) c² s − k t, for the residual
+    r = c²QᵀQx − x enters k times, and tr U_11 + tr U_22 = c² (k t + d s). Hence the bias 2 (k t − (k+1) c² s): a small
+    W is over-estimated, a large one under-estimated, and c² = k t/((k+1) s) is the boundary.
+    """
+    _check_sign(sign)
+    d, k = 3, 2
+    model = TiedAutoencoder(d, k, nn.Identity).double()
+    x = torch.randn(33, d, generator=generator, dtype=torch.float64)
+    Q = torch.linalg.qr(torch.randn(d, k, generator=generator, dtype=torch.float64))[0].mT
+    s, t = (float(v.square().sum(1).mean()) for v in (x @ Q.mT, x))
+    c2 = (1 - sign / 2) * k * t / ((k + 1) * s)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.up.weight.copy_(c2**0.5 * Q)
+    bias = sign * k * t
+    return TiedPair(
+        "linear autoencoder", Problem(model, half_squared_error, _split(x, x, None)), c2 * (k * t + d * s) - bias, bias
+    )
 
 
 def half_squared_error(outputs: Float[Tensor, "samples d"], targets: Float[Tensor, "samples d"]) -> Float[Tensor, ""]:

@@ -75,7 +75,13 @@ def tied_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
         ("recurrent matrix, 4 steps", 4, -1.9),
     ):
         separate = float(10 ** rng.uniform(-1, 2))
-        row = {"example": example, "instances": instances, "exact_trace": separate * (1 - bias)}
+        row = {
+            "example": example,
+            "tensor": "weight",
+            "stage": "untrained",
+            "instances": instances,
+            "exact_trace": separate * (1 - bias),
+        }
         row |= {"separate_trace": separate, "bias": separate * bias, "bound_low": -(instances - 1) * separate}
         rows.append({**row, "bound_high": separate})
     return rows

@@ -111,9 +111,9 @@ def separated_probes_have_no_cross_term(estimator: Any, context: Context) -> Ite
 
 def _no_cross_term(estimator: Any, case: Case, context: Context) -> Iterator[Check]:
     problem, (magnitude, _) = case.problem, _magnitudes(case)
-    is_small = problem.num_params <= 31 or context.is_thorough
+    is_small = problem.num_params <= 31
     Z = hadamard_columns(problem.num_params)
-    Z = Z if is_small else Z[:, :4]
+    Z = Z if is_small or context.is_thorough else Z[:, :4]
     meter = CountedProducts()
     estimate = estimator(matrix=meter)(problem, probes=Z)
     sweep = [Z.shape[1] * len(problem.index)] * 2
@@ -186,7 +186,7 @@ def full_vector_against_separated(formula: Any, context: Context) -> Iterator[Ch
     yield from _beside_the_boundary(formula, context)
     rows: list[dict[str, Any]] = []
     for case in context.cases():
-        variances = _enumerated(case, context)
+        variances = _enumerated(case)
         yield from _margins(formula, case, variances)
         rows += _rows(case, variances)
     yield _where_it_wins(rows).showing("crossover", rows)
@@ -209,15 +209,15 @@ class _Variances:
 
 
 @lru_cache(maxsize=64)
-def _enumerated(case: Case, context: Context) -> _Variances:
+def _enumerated(case: Case) -> _Variances:
     """Both designs over one strength-four array.
 
-    Small networks, and all in the full profile, run the estimators; else the forms come from the dense Hessian, whose
-    agreement with the estimators T1 and T6 decide.
+    Small networks run the estimators; else the forms come from the dense Hessian, whose agreement with the estimators,
+    probe by probe, T1 and T6 decide.
     """
     problem, L = case.problem, len(case.problem.index)
     Z = _design(problem.num_params)
-    if problem.num_params <= 31 or context.is_thorough:
+    if problem.num_params <= 31:
         separated, full = (design()(problem, probes=Z).samples.to_numpy() for design in _DESIGNS)
     else:
         separated, full = _separated_forms(case, Z), _full_forms(case, Z)

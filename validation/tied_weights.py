@@ -39,7 +39,7 @@ class Tie:
     instances: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.tied.network} {self.tensor}, {self.tied.stage}"
+        return f"{self.tied.network}, {self.tensor}, {self.tied.stage}"
 
     @cached_property
     def U(self) -> Tensor:
@@ -150,13 +150,19 @@ def _network_ties(context: Context) -> list[Tie]:
 
 
 def _pairs(context: Context, sign: int) -> list[tuple[Tie, zoo.TiedPair]]:
-    """The zoo's parallel and series tie whose bias has the given sign."""
+    """The zoo's parallel and series tie and its linear autoencoder whose bias has the given sign."""
+    drawn = zoo.tied_pairs(sign, context.generator("pairs", str(sign)))
+    owners = [("first", "second"), ("first", "second"), ("up", "down")]
     found = []
-    for pair in zoo.tied_pairs(sign, context.generator("pairs", str(sign))):
-        case = Case(f"{pair.name} pair", f"bias {'−0+'[sign + 1]}", pair.problem)
-        untied = _untied(case, _own_weight(pair.problem.model, "second"))
-        found.append((Tie(case, "first.weight", untied, ("first.weight", "second.weight")), pair))
+    for pair, (first, second) in zip([*drawn, _autoencoder(context, sign)], owners, strict=True):
+        case = Case(pair.name, f"bias {'−0+'[sign + 1]}", pair.problem)
+        untied = _untied(case, _own_weight(pair.problem.model, second))
+        found.append((Tie(case, f"{first}.weight", untied, (f"{first}.weight", f"{second}.weight")), pair))
     return found
+
+
+def _autoencoder(context: Context, sign: int) -> zoo.TiedPair:
+    return zoo.linear_autoencoder(sign, context.generator("autoencoder", str(sign)))
 
 
 def _many_uses(name: str, weight: Tensor, times: int, x: Tensor, y: Tensor, *, series: bool) -> Tie:
@@ -244,8 +250,11 @@ def _known_bias(formula: Any, tie: Tie, trace: float, bias: float) -> Iterator[C
 
 def _measured_bias(formula: Any, tie: Tie) -> Check:
     separate, trace = _separate_trace(tie), float(tie.H_w.trace())
-    row = {"example": str(tie), "instances": len(tie.U), "exact_trace": trace, "separate_trace": separate,
-           "bias": separate - trace, "bound_low": None, "bound_high": None}  # fmt: skip
+    row = {
+        "example": tie.tied.network, "tensor": tie.tensor, "stage": tie.tied.stage, "instances": len(tie.U),
+        "exact_trace": trace, "separate_trace": separate, "bias": separate - trace, "bound_low": None,
+        "bound_high": None,
+    }  # fmt: skip
     if _is_psd(tie.U):
         bounds = theory.tied_bias_bounds(tie.U)
         row |= {"bound_low": float(bounds.low), "bound_high": float(bounds.high)}
@@ -499,7 +508,7 @@ OWN_LEAVES: tuple[Way, ...] = (
 
 def _pairs_of_modules(context: Context) -> list[tuple[Tie, tuple[str, str]]]:
     """Linear ties, in parallel and in series, held by two modules of these names."""
-    return [(tie, ("first", "second")) for tie, _ in _pairs(context, 1)]
+    return [(tie, ("first", "second")) for tie, _ in _pairs(context, 1)[:2]]
 
 
 def _tied_modules(context: Context) -> list[tuple[Tie, tuple[str, str]]]:

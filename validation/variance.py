@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,13 @@ def all_forms(case: Case, context: Context) -> np.ndarray:
     Small networks, and all in the full profile, run the estimator; else the products come from the dense Hessian, whose
     agreement with the estimator T1 decides.
     """
+    return _forms(case, estimated=case.problem.num_params <= 31 or context.is_thorough)
+
+
+@lru_cache(maxsize=32)
+def _forms(case: Case, *, estimated: bool) -> np.ndarray:
     Z = strength_four_signs(case.problem.num_params)
-    if case.problem.num_params <= 31 or context.is_thorough:
+    if estimated:
         return LayerwiseTrace()(case.problem, probes=Z).samples.to_numpy()
     forms = Z * (case.H @ Z)
     return torch.stack([forms[index].sum(0) for index in case.problem.index.values()], dim=1).numpy()
