@@ -26,6 +26,8 @@ _ROOMS = {
     ),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
+    "conformance": ("CheckResult", "check_estimator"),
+    "pytest_plugin": ("parametrize_with_checks",),
 }
 _MODULES = (*_ROOMS, "execution", "figures", "mutants", "report", "theory", "zoo")
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
@@ -35,6 +37,7 @@ __all__ = sorted([*_HOME, *_MODULES])
 if TYPE_CHECKING:
     from hesstheory import (
         claims,
+        conformance,
         curvature,
         estimators,
         evidence,
@@ -42,11 +45,13 @@ if TYPE_CHECKING:
         figures,
         mutants,
         problem,
+        pytest_plugin,
         report,
         theory,
         zoo,
     )
     from hesstheory.claims import Ledger, claim, validate
+    from hesstheory.conformance import CheckResult, check_estimator
     from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, unrolled_hessian
     from hesstheory.estimators import (
         BlockSeparatedTrace,
@@ -61,6 +66,7 @@ if TYPE_CHECKING:
     )
     from hesstheory.evidence import Check, Verdict
     from hesstheory.problem import NotTwiceDifferentiable, Partition, Problem
+    from hesstheory.pytest_plugin import parametrize_with_checks
 
 
 def __getattr__(name: str) -> Any:

@@ -132,6 +132,195 @@ def _print_summary(run: Any, page: Path) -> None:
     )
 
 
+_STATUS_STYLE = {"passed": "green", "failed": "bold red", "xfailed": "cyan", "inconclusive": "yellow"}
+
+
+@app.command()
+def check(
+    estimator: Annotated[
+        str, typer.Argument(help="package.module:name, path/file.py:name, or `peers` for the scoreboard of libraries.")
+    ],
+    profile: Annotated[str, typer.Option(help="smoke (10 s), ci (90 s) or full.")] = "ci",
+    xfails: Annotated[Path | None, typer.Option(help='TOML file: check = "reason" of an expected failure.')] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report here.")] = None,
+    num_probes: Annotated[int, typer.Option(help="Probes per call of the estimator.")] = 32,
+    only: Annotated[list[str] | None, typer.Option("--check", help="Only this check and its prerequisites.")] = None,
+    probe: Annotated[str, typer.Option(help="Distribution that the estimator declares: Rademacher, Gaussian, …")] = "",
+    seed: Annotated[int, typer.Option(help="Seed of all random streams.")] = 0,
+    vary_seed: Annotated[bool, typer.Option("--vary-seed", help="Draw a fresh seed; it is printed.")] = False,
+    time_limit: Annotated[float, typer.Option(help="Seconds per check.", min=0.1)] = 300.0,
+    isolate: Annotated[
+        bool, typer.Option("--isolate", help="Run each check in a process that may hang or die.")
+    ] = False,
+) -> None:
+    """Checks a trace estimator: is it right, and if not, which mistake does it look like?"""
+    from hesstheory import conformance
+
+    if vary_seed:
+        seed = secrets.randbits(31)
+    for option, path in (("--json", json_file), ("--junit", junit)):
+        if path is not None and not path.absolute().parent.is_dir():
+            _misuse(f"{option} {path}: the folder does not exist; create it first")
+    if estimator == "peers":
+        _print_peers(profile, num_probes, seed, time_limit, json_file)
+        raise typer.Exit(0)
+    try:
+        results = conformance.check_estimator(
+            estimator, profile, num_probes=num_probes, seed=seed, checks=only or None, probe=_probe(probe),
+            expected_failed_checks=conformance.read_xfails(xfails) if xfails else None, time_limit=time_limit,
+            isolate=isolate, on_result=_Dots(),
+        )  # fmt: skip
+    except conformance.Misuse as error:
+        _misuse(str(error))
+    code = conformance.exit_code(results)
+    _print_results(estimator, results, code, seed)
+    if json_file is not None:
+        _write(json_file, json.dumps(conformance.to_json(estimator, results), indent=2, ensure_ascii=False) + "\n")
+    if junit is not None:
+        _write(junit, conformance.to_junit(estimator, results))
+    raise typer.Exit(code)
+
+
+def _probe(name: str) -> Any:
+    if not name:
+        return None
+    from hesstheory import estimators
+
+    known = {cls.__name__: cls for cls in (estimators.Rademacher, estimators.Gaussian, estimators.Uniform,
+                                           estimators.Sphere)}  # fmt: skip
+    if name not in known:
+        _misuse(f"--probe {name}: choose from {', '.join(known)}")
+    return known[name]()
+
+
+def _write(path: Path, text: str) -> None:
+    from hesstheory.execution import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        _misuse(f"{path}: {error.strerror or error}")
+
+
+class _Dots:
+    """A line of progress per decided check."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True)
+
+    def __call__(self, result: Any) -> None:
+        style = _STATUS_STYLE.get(result.status, "dim")
+        self.console.print(f"[{style}]{result.status:<12}[/] {result.check} [dim]{result.seconds:.1f} s[/]")
+
+
+def _print_results(estimator: str, results: Any, code: int, seed: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hesstheory.conformance import CHECKS
+    from hesstheory.conformance.kill_matrix import sin_of
+
+    console = Console()
+    table = Table("check", "question", "status", title=f"{estimator}, seed {seed}")
+    for result in results:
+        style = _STATUS_STYLE.get(result.status, "dim")
+        table.add_row(
+            result.check.removeprefix("check_"), CHECKS[result.check].question, f"[{style}]{result.status}[/]"
+        )
+    console.print(table)
+    for result in results:
+        if result.status in ("failed", "inconclusive"):
+            console.print(f"{result.check}: {result.detail}", style="red", markup=False)
+            for suspect in result.suspects:
+                console.print(f"  looks like {suspect}: {sin_of(suspect)}", markup=False)
+            console.print(f"  {result.reproduce}", style="dim", markup=False)
+    verdict = {0: "right", 1: "WRONG", 3: "not decidable at this budget"}[code]
+    console.print(f"{estimator} is {verdict}: a right one is called wrong with probability at most 1e-6", markup=False)
+
+
+def _print_peers(profile: str, num_probes: int, seed: int, time_limit: float, json_file: Path | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from hesstheory.conformance import peers, scoreboard
+
+    versions = peers.installed()
+    if not versions:
+        _misuse("none of the peer libraries is installed: pip install -c constraints.txt 'hesstheory[peers]'")
+    board = scoreboard(profile, num_probes=num_probes, seed=seed, time_limit=time_limit, on_result=_Dots())
+    table = Table("check", *board, title=", ".join(f"{name} {version}" for name, version in versions.items()))
+    checks = dict.fromkeys(result.check for results in board.values() for result in results)
+    for name in checks:
+        row = [next((r.status for r in results if r.check == name), "") for results in board.values()]
+        table.add_row(name.removeprefix("check_"), *(f"[{_STATUS_STYLE.get(s, 'dim')}]{s}[/]" for s in row))
+    console = Console()
+    console.print(table)
+    for library, results in board.items():
+        for result in results:
+            if result.status in ("failed", "xfailed"):
+                console.print(f"{library}: {result.check}: {result.detail}", markup=False)
+    if json_file is not None:
+        listed = {name: [{"check": r.check, "status": r.status, "detail": r.detail} for r in results]
+                  for name, results in board.items()}  # fmt: skip
+        _write(json_file, json.dumps({"versions": versions, "peers": listed}, indent=2, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def mutants(
+    names: Annotated[list[str] | None, typer.Argument(help="Wrong estimators to try; all by default.")] = None,
+    profile: Annotated[str, typer.Option(help="smoke, ci or full.")] = "ci",
+    num_probes: Annotated[int, typer.Option(help="Probes per call.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of all random streams.")] = 0,
+    vary_seed: Annotated[bool, typer.Option("--vary-seed", help="Draw a fresh seed; it is printed.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder that receives figures/kill_matrix.*.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0 means one per core.", min=0)] = 0,
+    write_signatures: Annotated[bool, typer.Option(help="Store the patterns that suspects are compared with.")] = False,
+) -> None:
+    """Runs the checks on known wrong estimators: which check notices which, and which checks suffice."""
+    from rich.console import Console
+
+    from hesstheory.conformance import kill_matrix
+
+    if vary_seed:
+        seed = secrets.randbits(31)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        _misuse(f"--json {json_file}: the folder does not exist; create it first")
+    progress = Console(stderr=True)
+    try:
+        matrix = kill_matrix.kill_matrix(
+            names or None, profile=profile, num_probes=num_probes, seed=seed, workers=workers or os.cpu_count() or 1,
+            on_result=lambda killed, done, total: progress.print(
+                f"{done}/{total} {killed.name} [dim]{killed.seconds:.0f} s[/]: "
+                + (", ".join(name.removeprefix("check_") for name in killed.killed_by) or "[bold red]ALIVE[/]")
+            ),
+        )  # fmt: skip
+    except (KeyError, ValueError) as error:
+        _misuse(error.args[0] if isinstance(error, KeyError) else str(error))
+    alive = [killed.name for killed in matrix if not killed.killed_by]
+    summary = kill_matrix.to_json(matrix)
+    console = Console()
+    for killed in matrix:
+        noticed = ", ".join(name.removeprefix("check_") for name in killed.killed_by) or "NOTHING"
+        console.print(f"{killed.name}: {killed.sin}\n  noticed by {noticed}", markup=False)
+    console.print(f"{len(matrix) - len(alive)} of {len(matrix)} mutants killed, seed {seed}", markup=False)
+    smallest = summary["smallest_set"]
+    assert isinstance(smallest, list)
+    console.print(f"the smallest set of checks that kills as many: {', '.join(smallest)}", markup=False)
+    if json_file is not None:
+        _write(json_file, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if write_signatures:
+        kill_matrix.write_signatures(matrix)
+    if out is not None:
+        from hesstheory import figures
+
+        figures.draw_kill_matrix(kill_matrix.records(matrix), out / "figures")
+    raise typer.Exit(1 if alive else 0)
+
+
 def _misuse(message: str) -> None:
     typer.echo(f"hesstheory: {message}", err=True)
     raise typer.Exit(2)

@@ -96,6 +96,13 @@ def draw_all(records: Iterable[Record], directory: str | Path) -> list[Figure]:
     return figures
 
 
+def draw_kill_matrix(rows: Iterable[Mapping[str, Any]], directory: str | Path) -> Figure:
+    """Draw which check notices which wrong estimator, from rows of mutant, check and killed (0 or 1)."""
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    frame = pd.DataFrame(list(rows)).rename(columns={"check": "noticed_by"}).assign(claim="", check="")
+    return _draw(_KILL_MATRIX, frame, Path(directory))
+
+
 def _draw(plot: _Plot, frame: pd.DataFrame, directory: Path) -> Figure:
     frame = plot.drawable(_typed(frame, plot))
     svg, png, csv = _paths(plot, directory)
@@ -635,6 +642,37 @@ def _draw_power(canvas: Canvas, frame: pd.DataFrame) -> None:
         handles.append(_line("theory", color=GREY))
     _legend(canvas, [*handles, _line("margin", color=GREY, lw=0.9, ls="--")])
 
+
+def _draw_kills(canvas: Canvas, frame: pd.DataFrame) -> None:
+    table = frame.pivot(index="mutant", columns="noticed_by", values="killed")
+    order = [c for c in _names(frame["noticed_by"]) if c in table]
+    table = table.loc[_names(frame["mutant"]), order]
+    canvas.set_size_inches(0.27 * len(order) + 3.2, 0.155 * len(table) + 2.4)
+    ax = canvas.subplots()
+    mutant, noticed = np.nonzero(table.to_numpy() > 0)
+    ax.scatter(noticed, mutant, s=17, marker="s", color=COLOURS[0])
+    alive = np.flatnonzero(table.sum(axis=1).to_numpy() == 0)
+    ax.scatter(np.full(len(alive), -0.7), alive, marker="x", color=COLOURS[1], s=24, clip_on=False)
+    ax.set_xticks(
+        range(len(order)), [c.removeprefix("check_").replace("_", " ") for c in order], rotation=90, fontsize=7
+    )
+    ax.set_yticks(range(len(table)), [_short(str(name), 44).replace("_", " ") for name in table.index], fontsize=6.5)
+    ax.set(xlim=(-1, len(order) - 0.5), ylim=(len(table) - 0.5, -0.5))
+    ax.xaxis.tick_top()
+    handles: list[Any] = [_dot("noticed", marker="s", color=COLOURS[0])]
+    _legend(canvas, handles + ([_dot("noticed by no check", marker="x", color=COLOURS[1])] if len(alive) else []))
+
+
+_KILL_MATRIX = _Plot(
+    "kill_matrix",
+    "kills",
+    "Which check notices which wrong estimator",
+    "Every row is an estimator that is wrong on purpose, every column a check of the conformance suite.",
+    ("mutant", "noticed_by"),
+    ("killed",),
+    _finite("killed"),
+    _draw_kills,
+)
 
 PLOTS: tuple[_Plot, ...] = (
     _Plot(

@@ -1,0 +1,32 @@
+"""Is the user's estimator right? Reference problems with certified answers, and checks with known error rates."""
+
+from hesstheory.conformance.answers import Answer, IllegalAnswer, Misuse, load
+from hesstheory.conformance.checks import CHECKS, Finding
+from hesstheory.conformance.problems import Reference, references
+from hesstheory.conformance.suite import (
+    CheckResult,
+    check_estimator,
+    exit_code,
+    read_xfails,
+    scoreboard,
+    to_json,
+    to_junit,
+)
+
+__all__ = [
+    "CHECKS",
+    "Answer",
+    "CheckResult",
+    "Finding",
+    "IllegalAnswer",
+    "Misuse",
+    "Reference",
+    "check_estimator",
+    "exit_code",
+    "load",
+    "read_xfails",
+    "references",
+    "scoreboard",
+    "to_json",
+    "to_junit",
+]

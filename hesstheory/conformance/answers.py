@@ -1,0 +1,298 @@
+"""What an estimator is asked and what it answers: the contract, read strictly once, so that checks see only numbers."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import math
+import numbers
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from hesstheory.problem import Problem
+
+Estimator = Callable[..., Any]
+TOTAL = "total"
+
+
+class Misuse(ValueError):
+    """The suite cannot start: the message says what to change."""
+
+
+class IllegalAnswer(ValueError):
+    """The estimator returned something that the contract does not know: the message says what and what to return."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One estimate: a value and perhaps a standard error for every block, or for the total alone."""
+
+    values: Mapping[str, float]
+    stderr: Mapping[str, float] | None
+    samples: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def is_total(self) -> bool:
+        return set(self.values) == {TOTAL}
+
+    @property
+    def total(self) -> float:
+        return float(sum(self.values.values()))
+
+
+def load(name: str) -> Estimator:
+    """The estimator named `package.module:name` or `path/file.py:name`; raises Misuse with the cure."""
+    where, colon, attribute = name.rpartition(":")
+    if not colon or not where or not attribute:
+        raise Misuse(f"{name!r} names no estimator: write package.module:name or path/file.py:name")
+    module = _module_from_file(Path(where)) if where.endswith(".py") else _module(where)
+    try:
+        found: Any = module
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        public = ", ".join(n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n)))
+        raise Misuse(f"{where} has no {attribute!r}; it has {public or 'nothing that can be called'}") from None
+    return as_estimator(found)
+
+
+def _module(name: str) -> ModuleType:
+    sys.path.insert(0, "")  # as `python -m` does: the folder where the command was given
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise Misuse(f"{name} does not import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+
+
+def _module_from_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise Misuse(f"there is no file {path}; the path is taken from {Path.cwd()}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise Misuse(f"{path} cannot be imported: give a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look themselves up there
+    sys.path.insert(0, str(path.parent.absolute()))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Misuse(f"{path} does not import: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(str(path.parent.absolute()))
+    return module
+
+
+def as_estimator(found: Any) -> Estimator:
+    """A callable (problem, *, num_probes, generator); estimators of this library are wrapped. Raises Misuse."""
+    if not callable(found):
+        raise Misuse(f"{found!r} cannot be called: name a function estimator(problem, *, num_probes, generator)")
+    if accepts(found, "num_probes", "generator"):
+        return found  # type: ignore[no-any-return]
+    if inspect.isclass(found):
+        return as_estimator(_built(found))
+    if any(f.name == "num_probes" for f in dataclasses.fields(found)) if dataclasses.is_dataclass(found) else False:
+        return Configured(found)
+    raise Misuse(
+        f"{_name(found)}{inspect.signature(found)} does not take (problem, *, num_probes, generator): add the keywords "
+        "num_probes (how many probes to use) and generator (a torch.Generator to draw them from)"
+    )
+
+
+def _built(cls: type) -> Any:
+    try:
+        return cls()
+    except Exception as error:
+        raise Misuse(
+            f"{cls.__name__}() raises {type(error).__name__}: {error}; name an instance or a function"
+        ) from error
+
+
+def _name(found: Any) -> str:
+    return str(getattr(found, "__name__", type(found).__name__))
+
+
+def accepts(estimator: Any, *keywords: str) -> bool:
+    """Whether estimator(problem, **keywords) fits its signature."""
+    try:
+        inspect.signature(estimator).bind(None, **dict.fromkeys(keywords))
+    except TypeError:
+        return False
+    except ValueError:  # no signature: written in C
+        return True
+    return True
+
+
+@dataclass(frozen=True)
+class Configured:
+    """An estimator that holds its number of probes, asked through the contract."""
+
+    inner: Any
+
+    @property
+    def probe(self) -> Any:
+        return getattr(self.inner, "probe", None)
+
+    def __call__(self, problem: Problem, *, num_probes: int, generator: torch.Generator, probes: Any = None) -> Any:
+        return dataclasses.replace(self.inner, num_probes=num_probes)(problem, generator, probes=probes)
+
+
+def ask(
+    estimator: Estimator, problem: Problem, num_probes: int, generator: torch.Generator, probes: Any = None
+) -> Answer:
+    """One estimate, read strictly. Raises IllegalAnswer; what the estimator raises goes through."""
+    given = {} if probes is None else {"probes": probes}
+    answer = estimator(problem, num_probes=num_probes, generator=generator, **given)
+    return read(answer, problem, num_probes)
+
+
+def read(answer: Any, problem: Problem, num_probes: int) -> Answer:
+    """The answer in one form, or IllegalAnswer."""
+    samples = getattr(answer, "samples", None)
+    if hasattr(answer, "value") and not isinstance(answer, Mapping):
+        values, errors = _mapping(answer.value), getattr(answer, "stderr", None)
+        stderr = None if errors is None else _mapping(errors)
+    elif isinstance(answer, Mapping):
+        pairs = {block: _pair(entry) for block, entry in answer.items()}
+        values = {block: value for block, (value, _) in pairs.items()}
+        with_error = {block: error for block, (_, error) in pairs.items() if error is not None}
+        if with_error and len(with_error) < len(pairs):
+            missing = [block for block in pairs if block not in with_error]
+            raise IllegalAnswer(f"only some blocks have a standard error, {missing[0]!r} has none: give all or none")
+        stderr = with_error or None
+    else:
+        values, stderr = {TOTAL: answer}, None
+    numbers_ = {str(block): _number(value, f"the trace of {block!r}") for block, value in values.items()}
+    if set(numbers_) != {TOTAL} or TOTAL in problem.partition.blocks:
+        _check_blocks(numbers_, problem)
+    return Answer(
+        numbers_, _errors(stderr, numbers_, num_probes), None if samples is None else np.asarray(samples, float)
+    )
+
+
+def _mapping(values: Any) -> Mapping[Any, Any]:
+    if isinstance(values, Mapping):
+        return values
+    if hasattr(values, "to_dict"):
+        return values.to_dict()  # type: ignore[no-any-return]
+    return {TOTAL: values}
+
+
+def _pair(entry: Any) -> tuple[Any, Any]:
+    if isinstance(entry, tuple | list):
+        if len(entry) != 2:
+            raise IllegalAnswer(f"a block has {len(entry)} numbers: return a trace, or a pair (trace, standard error)")
+        return entry[0], entry[1]
+    return entry, None
+
+
+def _number(value: Any, what: str) -> float:
+    if hasattr(value, "item") and getattr(value, "size", 1) is not None:
+        try:
+            value = value.item()
+        except (RuntimeError, ValueError):
+            raise IllegalAnswer(f"{what} is an array, not one number: return a float, such as tensor.item()") from None
+    if isinstance(value, bool) or not isinstance(value, numbers.Number):
+        raise IllegalAnswer(f"{what} is {value!r}, a {type(value).__name__}: return a float")
+    if isinstance(value, complex):
+        raise IllegalAnswer(f"{what} is complex, {value!r}: return a real float")
+    found = float(value)  # type: ignore[arg-type]
+    if not math.isfinite(found):
+        raise IllegalAnswer(f"{what} is {found}: return a finite number; look for 0/0, or for one probe's deviation")
+    return found
+
+
+def _check_blocks(values: Mapping[str, float], problem: Problem) -> None:
+    expected = set(problem.partition.blocks)
+    missing, extra = sorted(expected - set(values)), sorted(set(values) - expected)
+    if missing or extra:
+        parts = [f"{name} {blocks}" for name, blocks in (("lacks", missing), ("adds", extra)) if blocks]
+        raise IllegalAnswer(
+            f"the answer {' and '.join(parts)}: its keys must be those of problem.partition.blocks, {sorted(expected)}"
+        )
+
+
+def _errors(stderr: Mapping[Any, Any] | None, values: Mapping[str, float], num_probes: int) -> dict[str, float] | None:
+    if stderr is None:
+        return None
+    errors = {str(block): value for block, value in stderr.items()}
+    if set(errors) != set(values):
+        raise IllegalAnswer(
+            f"standard errors are for {sorted(errors)}, traces for {sorted(values)}: name the same blocks"
+        )
+    if num_probes == 1:  # the spread of one probe is not known: NaN is right, and nothing is read from it
+        return None
+    found = {block: _number(value, f"the standard error of {block!r}") for block, value in errors.items()}
+    if negative := [block for block, error in found.items() if error < 0]:
+        raise IllegalAnswer(f"the standard error of {negative[0]!r} is {found[negative[0]]}: it must not be negative")
+    return found
+
+
+# --- what a look must leave alone -----------------------------------------------------------------------------------
+
+
+def state_of(problem: Problem) -> dict[str, Any]:
+    """Everything that an estimate could disturb, copied."""
+    model = problem.model
+    return {
+        "parameters": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "gradients": {n: None if p.grad is None else p.grad.clone() for n, p in model.named_parameters()},
+        "requires_grad flags": {name: p.requires_grad for name, p in model.named_parameters()},
+        "buffers": {name: b.clone() for name, b in model.named_buffers()},
+        "train and eval flags": {name: module.training for name, module in model.named_modules()},
+        "hooks": {name: _hooks(module) for name, module in model.named_modules()},
+        "batches": copy.deepcopy([list(batch) for batch in problem.batches]),
+    }
+
+
+def global_state() -> dict[str, Any]:
+    """Settings of the process that an estimate could disturb."""
+    import random
+
+    return {
+        "the random stream of torch": torch.random.get_rng_state(),
+        "the random stream of numpy": _numpy_state(),
+        "the random stream of Python": hash(random.getstate()),
+        "the default dtype": torch.get_default_dtype(),
+        "grad mode": torch.is_grad_enabled(),
+        "the number of threads": torch.get_num_threads(),
+    }
+
+
+def _numpy_state() -> np.ndarray:
+    """The legacy stream of numpy, which estimators that call np.random move."""
+    state: Any = np.random.get_state()  # noqa: NPY002
+    return np.array(state[1])
+
+
+def _hooks(module: torch.nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind, ())) for kind in kinds)
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of the entries that are not the same, bit for bit."""
+    return [name for name in before if not _same(before[name], after[name])]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping):
+        return set(a) == set(b) and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return bool(np.array_equal(a, b))
+    return bool(a == b)

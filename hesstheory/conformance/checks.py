@@ -1,0 +1,659 @@
+"""The checks: each asks one question of an estimator on reference problems and names what it finds.
+
+Deterministic checks compare answers of equal generator states. Statistical ones look at doubling numbers of runs, pay
+for every look, and end when the effect is shown (failed), excluded beyond the margin (passed) or out of reach.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+
+from hesstheory.conformance.answers import (
+    TOTAL,
+    Answer,
+    Estimator,
+    IllegalAnswer,
+    accepts,
+    ask,
+    differences,
+    global_state,
+    state_of,
+)
+from hesstheory.conformance.problems import Reference, references
+from hesstheory.conformance.runs import (
+    LAST_LOOK,
+    Interval,
+    Runs,
+    degrees_of_freedom,
+    looks,
+    mean_interval,
+    satterthwaite,
+    variance_ratio,
+)
+from hesstheory.evidence import clopper_pearson
+from hesstheory.execution import stream
+from hesstheory.problem import Problem
+
+PASSED, FAILED, SKIPPED, BLOCKED, INCONCLUSIVE = "passed", "failed", "skipped", "blocked", "inconclusive"
+SUITE_ALPHA = 1e-6
+NUM_TESTS = 256  # more than the suite makes: blocks, problems and checks all counted
+MARGIN_FACTOR = {"smoke": 5.0, "ci": 1.0, "full": 0.5}
+SAME = 1e-9  # relative: answers of equal generator states differ by rounding only, and float32 inside shows
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found on one problem; `sign` is that of the effect, for comparison with known mistakes."""
+
+    problem: str
+    status: str
+    detail: str
+    sign: str = ""
+
+
+class OutOfTime(Exception):
+    """The time of a check is over between two runs."""
+
+
+@dataclass
+class Session:
+    """One estimator under check: its runs are shared by all checks."""
+
+    estimator: Estimator
+    profile: str = "ci"
+    num_probes: int = 32
+    seed: int = 0
+    probe: Any = None
+    deadline: float = float("inf")
+    illegal: dict[str, str] = field(default_factory=dict)
+    _runs: dict[tuple[str, int], Runs] = field(default_factory=dict)
+
+    @property
+    def alpha(self) -> float:
+        """Level of one test."""
+        return SUITE_ALPHA / NUM_TESTS
+
+    @cached_property
+    def takes_probes(self) -> bool:
+        return accepts(self.estimator, "num_probes", "generator", "probes")
+
+    @property
+    def is_thorough(self) -> bool:
+        return self.profile == "full"
+
+    def margin(self, reference: Reference) -> float:
+        return reference.margin * MARGIN_FACTOR[self.profile]
+
+    def runs(self, reference: Reference, num_probes: int | None = None) -> Runs:
+        K = num_probes or self.num_probes
+        key = (reference.name, K)
+        if key not in self._runs:
+            self._runs[key] = Runs(self.estimator, reference.problem, K, self.seed, reference.name, self.interrupt)
+        return self._runs[key]
+
+    def spread(self, reference: Reference) -> Runs:
+        """The runs whose spread is looked at."""
+        return self.runs(reference, min(self.num_probes, SPREAD_PROBES))
+
+    def interrupt(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise OutOfTime
+
+    def generator(self, *names: str) -> torch.Generator:
+        return stream(self.seed, "check", *names)
+
+    def ask(self, problem: Problem, generator: torch.Generator, probes: Any = None, num_probes: int = 0) -> Answer:
+        self.interrupt()
+        return ask(self.estimator, problem, num_probes or self.num_probes, generator, probes)
+
+    def legal(self, *names: str) -> list[Reference]:
+        """The named reference problems that the estimator answers at all."""
+        return [references()[name] for name in names if name not in self.illegal]
+
+
+Decide = Callable[[Session], Iterable[Finding]]
+
+
+@dataclass(frozen=True)
+class ConformanceCheck:
+    """A question with its prerequisites; `problems` are those it needs, one of which must be answered legally."""
+
+    name: str
+    question: str
+    decide: Decide
+    problems: tuple[str, ...]
+    needs: tuple[str, ...]
+    profile: str
+
+
+CHECKS: dict[str, ConformanceCheck] = {}
+
+
+def check(*problems: str, needs: Iterable[str] = (), profile: str = "smoke") -> Callable[[Decide], Decide]:
+    """Registers a check under its name; the first line of its docstring is the question."""
+
+    def register(decide: Decide) -> Decide:
+        question = (decide.__doc__ or "").splitlines()[0]
+        name = decide.__name__
+        CHECKS[name] = ConformanceCheck(name, question, decide, problems, tuple(needs), profile)
+        return decide
+
+    return register
+
+
+# --- what an answer is ----------------------------------------------------------------------------------------------
+
+
+@check()
+def check_answers_are_legal(session: Session) -> Iterator[Finding]:
+    """Is there a finite, real trace of every block, for every problem?"""
+    for name, reference in references().items():
+        if illegal := _illegal(session, reference, session.num_probes):
+            session.illegal[name] = illegal
+            yield Finding(name, FAILED, illegal)
+        else:
+            yield Finding(name, PASSED, "")
+
+
+@check("flat", "smooth_mlp", needs=["check_answers_are_legal"])
+def check_one_probe(session: Session) -> Iterator[Finding]:
+    """Does one probe suffice for an answer?"""
+    for reference in session.legal("flat", "smooth_mlp"):
+        illegal = _illegal(session, reference, 1)
+        yield Finding(reference.name, FAILED if illegal else PASSED, illegal)
+
+
+def _illegal(session: Session, reference: Reference, num_probes: int) -> str:
+    """Why there is no legal answer, or nothing."""
+    try:
+        session.ask(reference.problem, session.generator(reference.name), num_probes=num_probes)
+    except IllegalAnswer as error:
+        return str(error)
+    except (OutOfTime, KeyboardInterrupt, SystemExit):
+        raise
+    except Exception as error:
+        first = (str(error).splitlines() or [""])[0]
+        return f"raises {type(error).__name__} ({first[:200]}) on {reference.problem}: {reference.hunts}"
+    return ""
+
+
+# --- randomness and side effects ------------------------------------------------------------------------------------
+
+_RANDOM = ("coupled", "smooth_mlp")
+
+
+@check(*_RANDOM, needs=["check_answers_are_legal"])
+def check_same_state_same_answer(session: Session) -> Iterator[Finding]:
+    """Does an equal generator state give an equal answer?"""
+    for reference in session.legal(*_RANDOM):
+        one, two = (session.ask(reference.problem, session.generator("same")) for _ in range(2))
+        apart = _apart(one.values, two.values)
+        text = f"two calls from one generator state differ by {apart:.3g} of the trace: draw from `generator` alone"
+        yield Finding(reference.name, FAILED if apart else PASSED, text if apart else "")
+
+
+@check(*_RANDOM, needs=["check_answers_are_legal"])
+def check_other_state_other_answer(session: Session) -> Iterator[Finding]:
+    """Does another generator state give another answer, and a generator that was used a new one?"""
+    for reference in session.legal(*_RANDOM):
+        going_on = session.generator("used")
+        first, second = (session.ask(reference.problem, going_on) for _ in range(2))
+        other = session.ask(reference.problem, session.generator("other"))
+        if _is_exact(first, reference) and _is_exact(second, reference):
+            yield Finding(reference.name, PASSED, "no randomness: the answer is exact")
+            continue
+        repeats = [what for what, x in (("another seed", other), ("a generator that was used", second))
+                   if _apart(first.values, x.values) == 0]  # fmt: skip
+        yield Finding(
+            reference.name, FAILED if repeats else PASSED,
+            f"{' and '.join(repeats)} gives the same numbers: averaging such calls averages nothing" if repeats else "",
+        )  # fmt: skip
+
+
+def _is_exact(answer: Answer, reference: Reference) -> bool:
+    return _apart(answer.values, _targets(answer, reference)) < 1e-6
+
+
+def _targets(answer: Answer, reference: Reference) -> dict[str, float]:
+    return {TOTAL: sum(reference.traces.values())} if answer.is_total else reference.traces
+
+
+def _apart(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """Largest difference, relative to the sum of the sizes."""
+    size = sum(abs(x) for x in a.values()) or 1.0
+    return max(abs(a[block] - b[block]) for block in a) / size
+
+
+@check("smooth_mlp", "batch_norm", "tied", "frozen", needs=["check_answers_are_legal"])
+def check_leaves_model_untouched(session: Session) -> Iterator[Finding]:
+    """Are parameters, gradients, buffers, modes, hooks and data as before?"""
+    for reference in session.legal("smooth_mlp", "batch_norm", "tied", "frozen"):
+        problem = reference.build()
+        for parameter in list(problem.model.parameters())[:1]:
+            parameter.grad = torch.ones_like(parameter)  # a gradient that training will want
+        before = state_of(problem)
+        session.ask(problem, session.generator("state"))
+        changed = differences(before, state_of(problem))
+        yield Finding(
+            reference.name, FAILED if changed else PASSED,
+            f"changes {', '.join(changed)} of the model: work on copies, or put everything back" if changed else "",
+        )  # fmt: skip
+
+
+@check("smooth_mlp", "coupled", needs=["check_answers_are_legal"])
+def check_leaves_globals_untouched(session: Session) -> Iterator[Finding]:
+    """Are the global random streams, the default dtype, grad mode and threads as before?"""
+    for reference in session.legal("smooth_mlp", "coupled"):
+        before = global_state()
+        session.ask(reference.problem, session.generator("globals"))
+        changed = differences(before, global_state())
+        yield Finding(
+            reference.name, FAILED if changed else PASSED,
+            f"changes {', '.join(changed)}: draw from `generator`, and set nothing for the process" if changed else "",
+        )  # fmt: skip
+
+
+@check("smooth_mlp", "coupled", needs=["check_answers_are_legal", "check_same_state_same_answer"])
+def check_follows_parameters(session: Session) -> Iterator[Finding]:
+    """Does the answer follow when the parameters, or the data, of a problem change?"""
+    for reference in session.legal("smooth_mlp", "coupled"):
+        problem = reference.build()
+        session.ask(problem, session.generator("follow"))
+        with torch.no_grad():
+            for parameter in problem.model.parameters():
+                parameter.mul_(0.75)
+        moved = session.ask(problem, session.generator("follow"))
+        fresh = reference.build()
+        with torch.no_grad():
+            for parameter in fresh.model.parameters():
+                parameter.mul_(0.75)
+        apart = _apart(session.ask(fresh, session.generator("follow")).values, moved.values)
+        one = problem.with_batches(problem.batches[:1])
+        again = _apart(
+            session.ask(one, session.generator("follow")).values,
+            session.ask(fresh.with_batches(fresh.batches[:1]), session.generator("follow")).values,
+        )
+        stale = max(apart, again)
+        text = f"after a change the answer is {stale:.3g} off that of a fresh problem: something is cached"
+        yield Finding(reference.name, FAILED if stale > SAME else PASSED, text if stale > SAME else "")
+
+
+# --- the same curvature, written otherwise --------------------------------------------------------------------------
+
+
+def _agrees(
+    session: Session, reference: Reference, what: str, left: Callable[[torch.Generator], Mapping[str, float]],
+    right: Callable[[torch.Generator], Mapping[str, float]],
+) -> Finding:  # fmt: skip
+    """left = right at equal generator states; where draws depend on the way of writing, in the mean over runs."""
+    a, b = left(session.generator(what)), right(session.generator(what))
+    apart = _apart(a, b)
+    if apart <= SAME:
+        return Finding(reference.name, PASSED, "")
+    if apart < 1e-4:
+        return Finding(
+            reference.name, FAILED, f"{what}: the answer moves by {apart:.3g}, more than rounding in float64 explains"
+        )
+    gaps: list[dict[str, float]] = []
+    margin = max(session.margin(reference), 0.2)
+    size = sum(abs(trace) for trace in reference.traces.values()) or 1.0
+    for count in (n for n in looks() if n <= LAST_LOOK // 4):
+        while len(gaps) < count:
+            states = [stream(session.seed, what, reference.name, str(len(gaps))) for _ in range(2)]
+            x, y = left(states[0]), right(states[1])
+            gaps.append({block: (x[block] - y[block]) / size for block in x})
+        intervals = [
+            (block, mean_interval(np.array([gap[block] for gap in gaps]), session.alpha / len(looks())))
+            for block in gaps[0]
+        ]
+        for block, found in intervals:
+            if found.low > 0 or found.high < 0:
+                text = f"{what}: {block} moves by {_percent(found)} of Σ|tr H_ll|"
+                return Finding(reference.name, FAILED, text, _sign(found.effect))
+        if all(max(abs(found.low), abs(found.high)) <= margin for _, found in intervals):
+            return Finding(reference.name, PASSED, "in the mean")
+    return Finding(reference.name, INCONCLUSIVE, f"{what}: too noisy to tell at {LAST_LOOK // 4} runs")
+
+
+def _with_loss(problem: Problem, factor: float) -> Problem:
+    other, loss_fn = copy.copy(problem), problem.loss_fn
+    other.loss_fn = lambda outputs, targets: factor * loss_fn(outputs, targets)
+    return other
+
+
+def _values(session: Session, problem: Problem, factor: float = 1.0) -> Callable[[torch.Generator], dict[str, float]]:
+    def of(generator: torch.Generator) -> dict[str, float]:
+        return {block: factor * value for block, value in session.ask(problem, generator).values.items()}
+
+    return of
+
+
+@check("smooth_mlp", "coupled", needs=["check_answers_are_legal", "check_same_state_same_answer"])
+def check_scales_with_loss(session: Session) -> Iterator[Finding]:
+    """Does three times the loss give three times the trace, to the rounding of float64?"""
+    for reference in session.legal("smooth_mlp", "coupled"):
+        tripled = _with_loss(reference.problem, 3.0)
+        yield _agrees(
+            session, reference, "loss × 3", _values(session, tripled), _values(session, reference.problem, 3.0)
+        )
+
+
+@check("smooth_mlp", "ragged", needs=["check_answers_are_legal", "check_same_state_same_answer"])
+def check_batch_order(session: Session) -> Iterator[Finding]:
+    """Is the order of the batches without influence?"""
+    for reference in session.legal("smooth_mlp", "ragged"):
+        turned = reference.problem.with_batches(reference.problem.batches[::-1])
+        yield _agrees(
+            session, reference, "batches reversed", _values(session, turned), _values(session, reference.problem)
+        )
+
+
+@check("smooth_mlp", "ragged", needs=["check_answers_are_legal", "check_same_state_same_answer"])
+def check_additivity(session: Session) -> Iterator[Finding]:
+    """Is the trace over two batches the mean of theirs, weighted by samples?"""
+    for reference in session.legal("smooth_mlp", "ragged"):
+        problem = reference.problem
+        parts = [problem.with_batches([batch]) for batch in problem.batches]
+
+        def weighted(
+            generator: torch.Generator, parts: list[Problem] = parts, problem: Problem = problem
+        ) -> dict[str, float]:
+            state = generator.get_state()
+            answers = [session.ask(part, _restored(state)).values for part in parts]
+            return {
+                block: sum(w * values[block] for w, values in zip(problem.weights, answers, strict=True))
+                for block in answers[0]
+            }
+
+        yield _agrees(session, reference, "batches joined", _values(session, problem), weighted)
+
+
+def _restored(state: torch.Tensor) -> torch.Generator:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return generator
+
+
+# --- probes that enumerate ------------------------------------------------------------------------------------------
+
+_ENUMERATED = ("ragged", "negative", "unequal", "coupled", "smooth_mlp", "tied", "autoencoder", "batch_norm",
+               "unreached", "frozen")  # fmt: skip
+
+
+@check(*_ENUMERATED, needs=["check_answers_are_legal"])
+def check_given_probes(session: Session) -> Iterator[Finding]:
+    """Do all Hadamard columns, handed over as probes=, give the exact traces?"""
+    from hesstheory.estimators import hadamard_columns
+
+    if not session.takes_probes:
+        yield Finding("", SKIPPED, "no keyword probes=: with it, unbiasedness is decided without sampling")
+        return
+    for reference in session.legal(*_ENUMERATED):
+        problem = reference.problem
+        Z = hadamard_columns(problem.num_params)
+        answer = session.ask(problem, session.generator("given"), Z, Z.shape[1])
+        size = sum(map(abs, reference.traces.values())) or 1.0
+        target = _targets(answer, reference)
+        gaps = {block: (answer.values[block] - target[block]) / size for block in target}
+        worst = max(gaps, key=lambda block: abs(gaps[block]))
+        off = abs(gaps[worst]) > 1e-10 * problem.num_params**0.5
+        yield Finding(
+            reference.name, FAILED if off else PASSED,
+            f"{worst}: {answer.values[worst]:.10g}, exactly {target[worst]:.10g}; {reference.hunts}" if off else "",
+            _sign(gaps[worst]) if off else "",
+        )  # fmt: skip
+
+
+# --- the mean -------------------------------------------------------------------------------------------------------
+
+
+def _unbiased(session: Session, reference: Reference) -> Finding:
+    """Mean of the runs against the certified traces, block by block and in total, within the margin."""
+    runs, traces = session.runs(reference), reference.traces
+    targets = {**traces, TOTAL: sum(traces.values())}
+    size = sum(map(abs, traces.values())) or 1.0
+    slack = size * (1e-9 if reference.problem.dtype == torch.float64 else 1e-5)
+    for count in looks():
+        intervals = {
+            block: (mean_interval(values - targets[block], session.alpha / len(looks())), abs(targets[block]))
+            for block, values in runs.values(count).items()
+        }
+        bad = {b: f for b, (f, _) in intervals.items() if f.low > slack or f.high < -slack}
+        if bad:
+            block = max(bad, key=lambda b: abs(bad[b].effect) / (bad[b].high - bad[b].low + slack))
+            return Finding(reference.name, FAILED, _bias_text(block, bad[block], targets[block], count, session),
+                           _sign(bad[block].effect))  # fmt: skip
+        margin = session.margin(reference)
+        if all(max(abs(f.low), abs(f.high)) <= margin * trace + slack for f, trace in intervals.values()):
+            return Finding(reference.name, PASSED, f"within {margin:.1%} at {count} runs")
+    return Finding(
+        reference.name, INCONCLUSIVE,
+        f"a bias of {session.margin(reference):.1%} could hide in the noise of {LAST_LOOK} runs: raise num_probes",
+    )  # fmt: skip
+
+
+def _bias_text(block: str, found: Interval, target: float, count: int, session: Session) -> str:
+    runs = f"{count} runs of {session.num_probes} probes"
+    if target == 0:
+        return f"{block} has trace 0, the mean is {found} ({runs})"
+    relative = Interval(*(x / abs(target) for x in (found.effect, found.low, found.high)))
+    return f"{block} is off by {_percent(relative)} of its trace {target:.6g} ({runs})"
+
+
+def _percent(found: Interval) -> str:
+    return f"{100 * found.effect:+.3g} % [{100 * found.low:+.3g}, {100 * found.high:+.3g}]"
+
+
+def _sign(effect: float) -> str:
+    return "+" if effect > 0 else "−"
+
+
+def _mean_check(*names: str) -> Decide:
+    def decide(session: Session) -> Iterator[Finding]:
+        yield from (_unbiased(session, reference) for reference in session.legal(*names))
+
+    return decide
+
+
+def _register_mean(name: str, question: str, *problems: str) -> None:
+    decide = _mean_check(*problems)
+    CHECKS[name] = ConformanceCheck(name, question, decide, problems, ("check_answers_are_legal",), "smoke")
+
+
+_register_mean("check_unbiased", "Is the mean the trace of every block, and of all?", "flat", "coupled", "smooth_mlp")
+_register_mean("check_signs", "Are negative traces negative?", "negative")
+_register_mean("check_block_mapping", "Does every block get its own trace, small or large?", "unequal")
+_register_mean("check_batch_weighting", "Do batches count by their samples?", "ragged")
+_register_mean("check_tied_weights", "Are tied weights one parameter?", "tied", "autoencoder")
+_register_mean("check_eval_mode", "Is batch norm in eval mode taken as it is?", "batch_norm")
+_register_mean("check_zero_curvature", "Do tensors without curvature have trace zero?", "unreached")
+_register_mean("check_frozen_parameters", "Are frozen parameters left out?", "frozen")
+_register_mean("check_float32", "Is a float32 model measured right?", "float32")
+
+
+# --- the spread -----------------------------------------------------------------------------------------------------
+
+_SPREAD = ("coupled", "unequal")
+SPREAD_PROBES = 12  # a run of few probes: many runs are needed, and a deviation of twelve is well behaved
+STDERR_MARGIN = 1.4
+VARIANCE_MARGIN = 1.7
+
+
+def _spread_looks() -> list[int]:
+    return [n for n in looks() if n >= 256]
+
+
+@check(*_SPREAD, needs=["check_answers_are_legal"], profile="ci")
+def check_stderr_size(session: Session) -> Iterator[Finding]:
+    """Is the claimed standard error neither too small nor too wide?"""
+    for reference in session.legal(*_SPREAD):
+        yield _stderr_size(session, reference)
+
+
+def _stderr_size(session: Session, reference: Reference) -> Finding:
+    runs = session.spread(reference)
+    if runs.errors(2) is None:
+        return Finding(reference.name, SKIPPED, "no standard error is claimed")
+    for count in _spread_looks():
+        claimed, values = runs.errors(count) or {}, runs.values(count)
+        ratios = {}
+        for block, errors in claimed.items():
+            tiny = 1e-9 * max(abs(reference.traces.get(block, 0.0)), 1e-3)
+            if values[block].std() < tiny and errors.mean() < 1e3 * tiny:
+                continue
+            actual = (float(values[block].var(ddof=1)), degrees_of_freedom(values[block]))
+            ratios[block] = variance_ratio(satterthwaite(errors**2), actual, session.alpha / len(_spread_looks()))
+        for block, found in ratios.items():
+            if found.low > 1 or found.high < 1:
+                by = Interval(*(x**0.5 for x in (found.effect, found.low, found.high)))
+                text = (
+                    f"{block}: the claimed error is {by.effect:.3g} [{by.low:.3g}, {by.high:.3g}] times the true one "
+                    f"({count} runs of {runs.num_probes} probes)"
+                )
+                return Finding(reference.name, FAILED, text, _sign(by.effect - 1))
+        limit = STDERR_MARGIN**2
+        if all(1 / limit <= found.low and found.high <= limit for found in ratios.values()):
+            return Finding(reference.name, PASSED, f"within a factor {STDERR_MARGIN} at {count} runs")
+    return Finding(reference.name, INCONCLUSIVE, f"not decided within a factor {STDERR_MARGIN} at {LAST_LOOK} runs")
+
+
+@check(*_SPREAD, needs=["check_answers_are_legal", "check_unbiased", "check_block_mapping"], profile="ci")
+def check_stderr_coverage(session: Session) -> Iterator[Finding]:
+    """Does value ± 2 standard errors cover the trace nearly as often as promised?"""
+    for reference in session.legal(*_SPREAD):
+        runs = session.spread(reference)
+        if runs.errors(2) is None:
+            yield Finding(reference.name, SKIPPED, "no standard error is claimed")
+            continue
+        yield _coverage(session, reference, 512)
+
+
+def _coverage(session: Session, reference: Reference, count: int) -> Finding:
+    runs, traces = session.spread(reference), {**reference.traces, TOTAL: sum(reference.traces.values())}
+    claimed, values = runs.errors(count) or {}, runs.values(count)
+    for block, errors in claimed.items():
+        slack = 1e-9 * max(abs(traces[block]), 1.0)
+        hits = int((np.abs(values[block] - traces[block]) <= 2 * errors + slack).sum())
+        low, high = clopper_pearson(hits, count, 1 - session.alpha)
+        if high < 0.85:
+            text = f"{block}: ±2 errors cover in {hits} of {count} runs, {low:.1%} to {high:.1%} instead of about 95 %"
+            return Finding(reference.name, FAILED, text, "−")
+    return Finding(reference.name, PASSED, f"at {count} runs")
+
+
+@check(*_SPREAD, needs=["check_answers_are_legal"], profile="ci")
+def check_variance_of_declared_probes(session: Session) -> Iterator[Finding]:
+    """Is the variance that of the probe distribution which the estimator declares?"""
+    probe = session.probe if session.probe is not None else getattr(session.estimator, "probe", None)
+    if probe is None or not hasattr(probe, "kurtosis"):
+        yield Finding("", SKIPPED, "no distribution is declared: give the estimator an attribute `probe`")
+        return
+    for reference in session.legal(*_SPREAD):
+        yield _declared(session, reference, probe)
+
+
+def _declared(session: Session, reference: Reference, probe: Any) -> Finding:
+    kurtosis = float(probe.kurtosis(reference.problem.num_params))
+    for count in _spread_looks():
+        values = session.spread(reference).values(count)
+        blocks = [block for block in values if block != TOTAL]
+        if not blocks:
+            return Finding(reference.name, SKIPPED, "the prediction is for blocks; one total is returned")
+        found: dict[str, list[Interval]] = {}
+        for design in ("one product", "one block at a time"):
+            found[design] = [
+                variance_ratio(
+                    (float(values[b].var(ddof=1)) * session.spread(reference).num_probes, degrees_of_freedom(values[b])),
+                    (reference.variance(b, kurtosis, separated=design != "one product"), np.inf),
+                    session.alpha / len(_spread_looks()),
+                )
+                for b in blocks
+            ]
+        possible = [design for design, ratios in found.items() if all(r.low <= 1 <= r.high for r in ratios)]
+        if not possible:
+            ratios = ", ".join(f"{b} {r.effect:.3g}" for b, r in zip(blocks, found["one product"], strict=True))
+            text = (
+                f"variance over that of independent entries with fourth moment {kurtosis:g} and one product for all "
+                f"blocks: {ratios}; nor is it that of one block at a time"
+            )
+            return Finding(reference.name, FAILED, text, _sign(found["one product"][0].effect - 1))
+        for design in possible:
+            if all(r.low >= 1 / VARIANCE_MARGIN and r.high <= VARIANCE_MARGIN for r in found[design]):
+                return Finding(reference.name, PASSED, f"as predicted for {design} at {count} runs")
+    return Finding(reference.name, INCONCLUSIVE, f"not decided within a factor {VARIANCE_MARGIN} at {LAST_LOOK} runs")
+
+
+_FEW, _MANY = 8, 128
+FALL_MARGIN = 4.0
+
+
+@check("negative", "coupled", needs=["check_answers_are_legal"], profile="ci")
+def check_variance_falls(session: Session) -> Iterator[Finding]:
+    """Does the variance fall as 1/K, or faster?"""
+    possible = session.legal("negative", "coupled")
+    for reference in possible if session.is_thorough else possible[:1]:
+        yield _falls(session, reference)
+
+
+def _falls(session: Session, reference: Reference) -> Finding:
+    expected = _MANY / _FEW
+    steps = [64, 128, 256, 512, 1024]
+    for count in steps:
+        few, many = (session.runs(reference, K).values(count) for K in (_FEW, _MANY))
+        ratios = {}
+        for block in few:
+            tiny = 1e-9 * max(abs(sum(reference.traces.values())), 1.0)
+            if few[block].std() < tiny:
+                continue  # exact: nothing is left to fall
+            parts = [(float(v[block].var(ddof=1)), degrees_of_freedom(v[block])) for v in (few, many)]
+            ratios[block] = variance_ratio(parts[0], parts[1], session.alpha / len(steps))
+        for block, found in ratios.items():
+            if found.high < expected:
+                text = (
+                    f"{block}: {_MANY} probes have {1 / found.effect:.3g} of the variance of {_FEW}, "
+                    f"not {_FEW / _MANY:.3g} ({count} runs)"
+                )
+                return Finding(reference.name, FAILED, text, "+")
+        if all(found.low > expected / FALL_MARGIN for found in ratios.values()):
+            return Finding(reference.name, PASSED, f"at {count} runs")
+    return Finding(reference.name, INCONCLUSIVE, f"not decided within a factor {FALL_MARGIN} at {steps[-1]} runs")
+
+
+@check("flat", "coupled", needs=["check_answers_are_legal"], profile="smoke")
+def check_draws_differ(session: Session) -> Iterator[Finding]:
+    """Are the draws of one answer independent of each other, and successive answers of one generator too?"""
+    for reference in session.legal("flat", "coupled"):
+        samples = session.runs(reference).first(1)[0].samples
+        if samples is not None and samples.ndim == 2 and len(samples) > 1 and samples.std() > 0:
+            same = len(samples) - len(np.unique(samples.round(12), axis=0))
+            if same and not np.allclose(samples.std(axis=0), 0):
+                text = f"{same} of {len(samples)} rows of samples repeat another: a probe is used again"
+                yield Finding(reference.name, FAILED, text)
+                continue
+        if reference.name == "coupled" or session.is_thorough:
+            yield _successive(session, reference)
+
+
+def _successive(session: Session, reference: Reference) -> Finding:
+    """Correlation of successive answers drawn from one generator."""
+    generator, count = session.generator("successive"), 64 if session.profile == "smoke" else 128
+    totals = np.array([session.ask(reference.problem, generator, num_probes=8).total for _ in range(count)])
+    if totals.std() < 1e-9 * max(abs(float(totals.mean())), 1.0):
+        return Finding(reference.name, PASSED, "no randomness")
+    correlation = float(np.corrcoef(totals[:-1], totals[1:])[0, 1])
+    # Ranks are safe against heavy tails: Spearman's coefficient of independent draws is normal with variance 1/(n − 1).
+    ranks = float(stats.spearmanr(totals[:-1], totals[1:]).statistic)
+    bound = float(stats.norm.isf(session.alpha / 2)) / (count - 2) ** 0.5
+    if abs(ranks) > bound:
+        text = f"successive answers from one generator have correlation {correlation:+.2f} ({count} calls)"
+        return Finding(reference.name, FAILED, text, _sign(correlation))
+    return Finding(reference.name, PASSED, "")

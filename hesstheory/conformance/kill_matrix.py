@@ -1,0 +1,105 @@
+"""Would the checks notice? Wrong estimators × checks, and the smallest set of checks that notices all of them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hesstheory.conformance.checks import FAILED
+from hesstheory.conformance.suite import SIGNATURES, CheckResult, check_estimator
+from hesstheory.execution import scatter, write_atomically
+from hesstheory.mutants.black_boxes import WRONG
+
+
+@dataclass(frozen=True)
+class Killed:
+    """One wrong estimator and what the checks said of it."""
+
+    name: str
+    sin: str
+    killed_by: tuple[str, ...]
+    signature: tuple[str, ...]
+    seconds: float
+
+
+def kill_matrix(
+    names: Sequence[str] | None = None,
+    *,
+    profile: str = "ci",
+    num_probes: int = 32,
+    seed: int = 0,
+    workers: int = 1,
+    on_result: Callable[[Killed, int, int], None] | None = None,
+) -> list[Killed]:
+    """Runs the suite on every wrong estimator. Raises KeyError for a name that is not known."""
+    chosen = list(names or WRONG)
+    if unknown := [name for name in chosen if name not in WRONG]:
+        raise KeyError(f"no mutant {unknown[0]!r}; the mutants are {', '.join(WRONG)}")
+    tasks = [(name, profile, num_probes, seed) for name in chosen]
+    found = {}
+    for killed in scatter(_killed, tasks, workers):
+        found[killed.name] = killed
+        if on_result:
+            on_result(killed, len(found), len(tasks))
+    return [found[name] for name in chosen]
+
+
+def _killed(task: tuple[str, str, int, int]) -> Killed:
+    name, profile, num_probes, seed = task
+    results = check_estimator(WRONG[name], profile, num_probes=num_probes, seed=seed)
+    failed: list[CheckResult] = [result for result in results if result.status == FAILED]
+    lines = sorted(line for result in failed for line in result.signature)
+    seconds = sum(result.seconds for result in results)
+    return Killed(name, sin_of(name), tuple(result.check for result in failed), tuple(lines), seconds)
+
+
+def sin_of(name: str) -> str:
+    """What the mutant does wrong, in a sentence."""
+    return (inspect.getdoc(WRONG.get(name)) or "undocumented").splitlines()[0]
+
+
+def smallest_set(killed_by: Mapping[str, Sequence[str]]) -> list[str]:
+    """The fewest checks that notice every mutant that any check notices: minimum set cover by integer programming."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    rows = [set(checks) for checks in killed_by.values() if checks]
+    checks = sorted({check for row in rows for check in row})
+    if not rows:
+        return []
+    covers = np.array([[check in row for check in checks] for row in rows], dtype=float)
+    found = milp(
+        np.ones(len(checks)), constraints=LinearConstraint(covers, lb=1), integrality=np.ones(len(checks)),
+        bounds=Bounds(0, 1),
+    )  # fmt: skip
+    return [check for check, chosen in zip(checks, found.x, strict=True) if chosen > 0.5]
+
+
+def to_json(matrix: Sequence[Killed]) -> dict[str, object]:
+    """{"mutants": {name: {"killed_by": [...], "sin"}}, "smallest_set": [...]}."""
+    return {
+        "mutants": {killed.name: {"killed_by": list(killed.killed_by), "sin": killed.sin} for killed in matrix},
+        "smallest_set": smallest_set({killed.name: killed.killed_by for killed in matrix}),
+    }
+
+
+def write_signatures(matrix: Sequence[Killed]) -> Path:
+    """Stores the patterns that suspects are compared with, beside this module."""
+    path = Path(__file__).with_name(SIGNATURES)
+    patterns = {killed.name: list(killed.signature) for killed in matrix if killed.signature}
+    write_atomically(path, json.dumps(patterns, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def records(matrix: Sequence[Killed]) -> list[dict[str, object]]:
+    """Rows for the figure: mutant, check, whether it was noticed."""
+    checks = list(dict.fromkeys(check for killed in matrix for check in killed.killed_by))
+    return [
+        {"mutant": killed.name, "check": check, "killed": float(check in killed.killed_by)}
+        for killed in matrix
+        for check in checks
+    ]

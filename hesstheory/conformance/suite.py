@@ -1,0 +1,408 @@
+"""Runs the checks on one estimator and says what they found, with the mistakes that look alike."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import signal
+import threading
+import time
+import tomllib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hesstheory.conformance.answers import Estimator, Misuse, as_estimator, load
+from hesstheory.conformance.checks import (
+    BLOCKED,
+    CHECKS,
+    FAILED,
+    INCONCLUSIVE,
+    PASSED,
+    SKIPPED,
+    ConformanceCheck,
+    Finding,
+    OutOfTime,
+    Session,
+)
+
+XFAILED = "xfailed"
+PROFILES = ("smoke", "ci", "full")
+SIGNATURES = "signatures.json"
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Outcome of one check: passed, failed, skipped, blocked, xfailed or inconclusive.
+
+    `suspects` are the known mistakes that show the same pattern, likeliest first; `reproduce` is a command.
+    """
+
+    check: str
+    status: str
+    detail: str
+    suspects: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    seconds: float = 0.0
+    reproduce: str = ""
+
+    @property
+    def signature(self) -> frozenset[str]:
+        """What failed where, and in which direction."""
+        return frozenset(f"{self.check}@{f.problem}{f.sign}" for f in self.findings if f.status == FAILED)
+
+
+def check_estimator(
+    estimator: Estimator | str,
+    profile: str = "ci",
+    *,
+    num_probes: int = 32,
+    seed: int = 0,
+    expected_failed_checks: Mapping[str, str] | None = None,
+    checks: Sequence[str] | None = None,
+    probe: Any = None,
+    time_limit: float = 300.0,
+    isolate: bool = False,
+    on_result: Callable[[CheckResult], None] | None = None,
+) -> list[CheckResult]:
+    """Checks a trace estimator: is it right, and if not, which mistake does it look like?
+
+    `estimator(problem, *, num_probes, generator)` returns an `Estimate`, {block: trace}, {block: (trace, stderr)} or
+    the full trace; or give its name, `package.module:name`. `probe` declares its distribution, as an attribute does.
+    `time_limit` is in seconds per check; `isolate` runs each check in a child process that may hang or crash.
+    A correct estimator fails somewhere with probability at most 1e-6 in a whole call. Raises `Misuse`.
+    """
+    chosen = _chosen(checks, profile)
+    course = Course(
+        estimator, profile=profile, num_probes=num_probes, seed=seed, probe=probe, expected=expected_failed_checks,
+        time_limit=time_limit, isolate=isolate,
+    )  # fmt: skip
+    for name in chosen:
+        result = course.decided(name)
+        if on_result:
+            on_result(result)
+    return [course.result(name) for name in chosen]
+
+
+class Course:
+    """The checks of one estimator, each run when it is asked for, its prerequisites first; runs are shared."""
+
+    def __init__(
+        self, estimator: Estimator | str, *, profile: str = "ci", num_probes: int = 32, seed: int = 0,
+        probe: Any = None, expected: Mapping[str, str] | None = None, time_limit: float = 300.0, isolate: bool = False,
+    ) -> None:  # fmt: skip
+        subject = load(estimator) if isinstance(estimator, str) else as_estimator(estimator)
+        if not isinstance(num_probes, int) or num_probes < 2:
+            raise Misuse(f"num_probes is {num_probes!r}: pass a whole number of at least 2, better 32 or more")
+        if profile not in PROFILES:
+            raise Misuse(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
+        name = estimator if isinstance(estimator, str) else _name_of(estimator)
+        self.command = f"hesstheory check {name} --profile {profile} --num-probes {num_probes} --seed {seed}"
+        self.session = Session(subject, profile, num_probes, seed, probe)
+        self.expected = read_expected(expected)
+        self.time_limit, self.isolate = time_limit, isolate
+        self.done: dict[str, CheckResult] = {}
+
+    def decided(self, name: str) -> CheckResult:
+        """The outcome as it is, whatever was expected."""
+        if name not in self.done:
+            for need in CHECKS[name].needs:
+                self.decided(need)
+            result = self._decide(CHECKS[name])
+            self.done[name] = replace(result, reproduce=f"{self.command} --check {name}")
+        return self.done[name]
+
+    def result(self, name: str) -> CheckResult:
+        """The outcome with suspects, by all that was decided so far, and with what was expected."""
+        self.decided(name)
+        ranked = suspects({line for result in self.done.values() for line in result.signature})
+        return _with_expectation(_with_suspects(self.done[name], ranked), self.expected)
+
+    def _decide(self, check: ConformanceCheck) -> CheckResult:
+        if PROFILES.index(check.profile) > PROFILES.index(self.session.profile):
+            return CheckResult(check.name, SKIPPED, f"belongs to the {check.profile} profile")
+        start = time.monotonic()
+        if blocked := _blocked(check, self.session, self.done):
+            return CheckResult(check.name, BLOCKED, blocked)
+        run = _in_child if self.isolate else _here
+        status, detail, findings = run(check, self.session, self.time_limit)
+        return CheckResult(check.name, status, detail, (), findings, time.monotonic() - start)
+
+
+def checks_of(profile: str) -> list[str]:
+    """Names of the checks of a profile."""
+    return [c.name for c in CHECKS.values() if PROFILES.index(c.profile) <= PROFILES.index(profile)]
+
+
+def exit_code(results: Sequence[CheckResult]) -> int:
+    """0 right, 1 wrong, 3 not decidable at this budget."""
+    statuses = {result.status for result in results}
+    if FAILED in statuses:
+        return 1
+    return 3 if statuses & {INCONCLUSIVE, BLOCKED} or not statuses & {PASSED, XFAILED} else 0
+
+
+def _name_of(estimator: Any) -> str:
+    module = getattr(estimator, "__module__", None) or "package.module"
+    return f"{module}:{getattr(estimator, '__qualname__', type(estimator).__name__)}"
+
+
+def _chosen(names: Sequence[str] | None, profile: str) -> list[str]:
+    """The named checks with their prerequisites, or all of the profile, in their order."""
+    if profile not in PROFILES:
+        raise Misuse(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
+    if unknown := [name for name in names or () if name not in CHECKS]:
+        raise Misuse(f"no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
+    wanted: set[str] = set()
+
+    def want(name: str) -> None:
+        wanted.add(name)
+        for need in CHECKS[name].needs:
+            want(need)
+
+    for name in names or checks_of(profile):
+        want(name)
+    return [name for name in CHECKS if name in wanted]
+
+
+# --- one check ------------------------------------------------------------------------------------------------------
+
+
+def _blocked(check: ConformanceCheck, session: Session, done: Mapping[str, CheckResult]) -> str:
+    if check.problems and not session.legal(*check.problems):
+        return f"check_answers_are_legal failed on {', '.join(check.problems)}"
+    for need in check.needs:
+        if need != "check_answers_are_legal" and done[need].status in (FAILED, BLOCKED, INCONCLUSIVE):
+            return f"{need} {done[need].status}"
+    return ""
+
+
+Decided = tuple[str, str, tuple[Finding, ...]]
+
+
+def _here(check: ConformanceCheck, session: Session, time_limit: float) -> Decided:
+    findings: list[Finding] = []
+    session.deadline = time.monotonic() + time_limit
+    try:
+        with _alarm(1.5 * time_limit + 1), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for finding in check.decide(session):
+                findings.append(finding)
+    except OutOfTime:
+        text = f"not decided within {time_limit:g} s: pass a longer --time-limit or --num-probes with batched probes"
+        findings.append(Finding("", INCONCLUSIVE, text))
+    except _Alarm:
+        findings.append(Finding("", FAILED, f"hangs: one call gave no answer within {time_limit:g} s"))
+    except Exception as error:
+        text = f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
+        findings.append(Finding("", FAILED, text))
+    finally:
+        session.deadline = float("inf")
+    return _summary(findings)
+
+
+def _summary(findings: Sequence[Finding]) -> Decided:
+    """The worst status, and the details that bear it out."""
+    for status in (FAILED, INCONCLUSIVE, PASSED, SKIPPED):
+        of = [finding for finding in findings if finding.status == status]
+        if of:
+            details = dict.fromkeys(f"{f.problem}: {f.detail}" if f.problem else f.detail for f in of if f.detail)
+            return status, "; ".join(details), tuple(findings)
+    return SKIPPED, "nothing to check", tuple(findings)
+
+
+class _Alarm(BaseException):
+    """Raised inside a call that does not come back; not an Exception, so that no estimator swallows it."""
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def ring(*_: Any) -> None:
+        raise _Alarm
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _in_child(check: ConformanceCheck, session: Session, time_limit: float) -> Decided:
+    """The same in a forked process, which may hang or die."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        decided = _here(check, session, time_limit)
+        sender.send((decided, session.illegal))
+
+    child = context.Process(target=work, daemon=True)
+    child.start()
+    sender.close()
+    limit = 2 * time_limit + 5
+    try:
+        if receiver.poll(limit):
+            decided, session.illegal = receiver.recv()
+            child.join()
+            return decided  # type: ignore[no-any-return]
+        child.kill()
+        child.join()
+        return _summary([Finding("", FAILED, f"hangs: no answer within {time_limit:g} s, the process was killed")])
+    except EOFError:
+        child.join()
+        code = child.exitcode or 0
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return _summary([Finding("", FAILED, f"kills its process ({how})")])
+
+
+# --- expected failures ----------------------------------------------------------------------------------------------
+
+
+def read_xfails(path: Path, today: date | None = None) -> dict[str, str]:
+    """Expected failures of a TOML file: check = "reason", or [check] with `reason` and optionally `expires` (a date).
+
+    Raises Misuse for a file that does not parse, an unknown check, a missing reason and an entry that has expired.
+    """
+    try:
+        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Misuse(f"--xfails {path}: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Misuse(f"--xfails {path} is no TOML: {error}") from error
+    entries = entries.get("expected_failed_checks", entries)
+    found = {}
+    for check, entry in entries.items():
+        table = entry if isinstance(entry, dict) else {"reason": entry}
+        expires = table.get("expires")
+        if isinstance(expires, str):
+            try:
+                expires = date.fromisoformat(expires)
+            except ValueError as error:
+                raise Misuse(
+                    f"--xfails {path}: {check} expires on {expires!r}, which is no date: 2030-12-31"
+                ) from error
+        if isinstance(expires, datetime):
+            expires = expires.date()
+        if expires is not None and expires < (today or date.today()):
+            raise Misuse(f"--xfails {path}: the entry of {check} expired on {expires}: mend the estimator, or renew it")
+        found[check] = table.get("reason")
+    return read_expected(found, f"--xfails {path}: ")
+
+
+def read_expected(entries: Mapping[str, Any] | None, where: str = "expected_failed_checks: ") -> dict[str, str]:
+    """Expected failures with their reasons; raises Misuse for an unknown check or a missing reason."""
+    for check, reason in (entries or {}).items():
+        if check not in CHECKS:
+            raise Misuse(f"{where}no check is named {check!r}; the checks are {', '.join(CHECKS)}")
+        if not isinstance(reason, str) or not reason.strip():
+            raise Misuse(f"{where}{check} has no reason: say why the failure is expected")
+    return dict(entries or {})
+
+
+def _with_expectation(result: CheckResult, expected: Mapping[str, str]) -> CheckResult:
+    reason = expected.get(result.check)
+    if reason is None:
+        return result
+    if result.status == FAILED:
+        return replace(result, status=XFAILED, detail=f"expected ({reason}): {result.detail}")
+    if result.status == PASSED:
+        return replace(
+            result, status=FAILED, detail=f"passes, although it is expected to fail ({reason}): remove the entry"
+        )
+    return result
+
+
+# --- suspects -------------------------------------------------------------------------------------------------------
+
+
+@cache
+def signatures() -> Mapping[str, frozenset[str]]:
+    """What each known mistake makes fail, and in which direction, in the ci profile."""
+    path = files("hesstheory.conformance") / SIGNATURES
+    if not path.is_file():
+        return {}
+    return {name: frozenset(lines) for name, lines in json.loads(path.read_text(encoding="utf-8")).items()}
+
+
+def suspects(found: set[str], most: int = 3) -> list[str]:
+    """Known mistakes by the likeness of their failures to these: shared lines over all lines (Jaccard 1901)."""
+    scores = {name: len(found & known) / len(found | known) for name, known in signatures().items() if found & known}
+    return sorted(scores, key=lambda name: (-scores[name], name))[:most]
+
+
+def _with_suspects(result: CheckResult, ranked: Sequence[str]) -> CheckResult:
+    if result.status != FAILED:
+        return result
+    alike = [name for name in ranked if any(line.startswith(f"{result.check}@") for line in signatures()[name])]
+    return replace(result, suspects=tuple(alike))
+
+
+# --- what others read -----------------------------------------------------------------------------------------------
+
+
+def to_json(estimator: str, results: Sequence[CheckResult]) -> dict[str, Any]:
+    """{"estimator", "passed", "checks": [{"check", "status", "detail", "suspects"}]}."""
+    return {
+        "estimator": estimator,
+        "passed": exit_code(results) == 0,
+        "checks": [
+            {"check": r.check, "status": r.status, "detail": r.detail, "suspects": list(r.suspects),
+             "seconds": round(r.seconds, 3), "reproduce": r.reproduce}
+            for r in results
+        ],
+    }  # fmt: skip
+
+
+def to_junit(estimator: str, results: Sequence[CheckResult]) -> str:
+    """A JUnit XML report: one test case per check."""
+    import xml.etree.ElementTree as ET
+
+    failures = sum(r.status in (FAILED, INCONCLUSIVE) for r in results)
+    skipped = sum(r.status in (SKIPPED, BLOCKED, XFAILED) for r in results)
+    suite = ET.Element("testsuite", name=f"hesstheory check {estimator}", tests=str(len(results)), errors="0",
+                       failures=str(failures), skipped=str(skipped),
+                       time=f"{sum(r.seconds for r in results):.3f}")  # fmt: skip
+    for r in results:
+        case = ET.SubElement(suite, "testcase", classname=estimator, name=r.check, time=f"{r.seconds:.3f}")
+        if r.status in (FAILED, INCONCLUSIVE):
+            text = "\n".join([r.detail, *(f"looks like {name}" for name in r.suspects), r.reproduce])
+            ET.SubElement(case, "failure", message=_xml_safe(r.detail), type=r.status).text = _xml_safe(text)
+        elif r.status != PASSED:
+            ET.SubElement(case, "skipped", message=_xml_safe(f"{r.status}: {r.detail}"))
+    document = ET.Element("testsuites")
+    document.append(suite)
+    return ET.tostring(document, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _xml_safe(text: str) -> str:
+    """The text without the control characters that XML forbids."""
+    return "".join(c if c in "\t\n" or ord(c) >= 32 else "?" for c in text)
+
+
+def scoreboard(
+    profile: str = "ci", *, num_probes: int = 32, seed: int = 0, time_limit: float = 300.0,
+    on_result: Callable[[CheckResult], None] | None = None,
+) -> dict[str, list[CheckResult]]:  # fmt: skip
+    """Every peer library that is installed, checked."""
+    from hesstheory.conformance.peers import PEERS, installed
+
+    present = installed()
+    return {
+        name: check_estimator(
+            estimator, profile, num_probes=num_probes, seed=seed, time_limit=time_limit, on_result=on_result
+        )
+        for name, estimator in PEERS.items()
+        if name.partition(".")[0] in present
+    }
