@@ -255,6 +255,9 @@ def decide(claim: Claim, context: Context) -> Outcome:
     try:
         for check in claim.decide(claim.subject, context):
             checks.append(check)
+        names = [check.name for check in checks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise RuntimeError(f"checks share a name: {', '.join(repeated)}")
         used = sum(check.kind is Kind.STATISTICAL for check in checks)
         if used > claim.statistical:
             raise RuntimeError(
@@ -443,9 +446,9 @@ def validate(
         )  # fmt: skip
     done = {record["id"] for record in book.run(run) if record["record"] == "claim"}
     context = Context(profile, seed, budget.alpha)
-    open_ids = [id for id in ids if id not in done]
+    open_ones = [claims[id] for id in ids if id not in done]
     start = time.perf_counter()
-    for record in scatter(partial(_decided_record, context=context), open_ids, workers):
+    for record in scatter(partial(_decided_record, context=context), open_ones, workers):
         record |= {"run": run, "fingerprint": code, "time": _now()}
         book.append(record)
         done.add(record["id"])
@@ -464,14 +467,11 @@ def _run_order(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return ({"run": 0, "claim": 1, "end": 2}[record["record"]], _natural(record.get("id", "")))
 
 
-def _decided_record(id: str, context: Context) -> dict[str, Any]:
+def _decided_record(c: Claim, context: Context) -> dict[str, Any]:
     """Decides one claim in whatever process this is and flattens the outcome for the ledger."""
-    if id not in REGISTRY:
-        catalogue()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        outcome = decide(REGISTRY[id], context)
-    c = outcome.claim
+        outcome = decide(c, context)
     failed = [check for check in outcome.checks if check.status is Status.FAILED]
     record = {
         "record": "claim", "id": c.id, "subject": c.title, "statement": c.statement, "formula": c.formula,
@@ -493,9 +493,11 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, str | int | float) else str(value)
 
 
 def _now() -> str:

@@ -48,6 +48,8 @@ def validate(
 
     if vary_seed:
         seed = secrets.randbits(31)
+    if json_file is not None and json_file.is_dir():
+        _misuse(f"--json {json_file}: that is a folder; name a file")
     if json_file is not None and not json_file.absolute().parent.is_dir():
         _misuse(f"--json {json_file}: the folder does not exist; create it first")
     try:
@@ -61,13 +63,12 @@ def validate(
                 command=shlex.join(["hesstheory", *sys.argv[1:]]),
                 on_result=progress.advance,
             )
+        page = out / "reports" / "index.html"
+        shown = report.write(run.records, figures.draw_all(run.records, out / "figures"), page)
+        if json_file is not None:
+            write_atomically(json_file, json.dumps(run.to_json(shown), indent=2, ensure_ascii=False) + "\n")
     except (KeyError, ValueError, OSError) as error:
         _misuse(error.args[0] if isinstance(error, KeyError) else str(error))
-    drawn = figures.draw_all(run.records, out / "figures")
-    page = out / "reports" / "index.html"
-    shown = report.write(run.records, drawn, page)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(run.to_json(shown), indent=2, ensure_ascii=False) + "\n")
     _print_summary(run, page)
     raise typer.Exit(run.exit_code)
 
@@ -127,8 +128,9 @@ def _print_summary(run: Any, page: Path) -> None:
         )  # fmt: skip
     deterministic = sum(check["kind"] in ("symbolic", "exact") for record in run.claims for check in record["checks"])
     console.print(
-        f"{len(run.claims)} claims, {len(run.surprises)} not as expected; {run.records_run} checks, {deterministic} of "
-        f"them deterministic; a false red has probability at most {run.suite_alpha:g}. Report: {page}"
+        f"seed {run.records[0]['seed']}: {len(run.claims)} claims, {len(run.surprises)} not as expected; "
+        f"{run.records_run} checks, {deterministic} of them deterministic; a false red has probability at most "
+        f"{run.suite_alpha:g}. Report: {page}"
     )
 
 

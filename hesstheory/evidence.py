@@ -96,8 +96,10 @@ def symbolic(name: str, left: Any, right: Any) -> Check:
     """Proves left = right for sympy expressions, or for arrays of them, by simplifying every difference to 0."""
     import sympy
 
-    pairs = zip(np.ravel(np.asarray(left, dtype=object)), np.ravel(np.asarray(right, dtype=object)), strict=True)
-    for a, b in pairs:
+    sides = np.asarray(left, dtype=object), np.asarray(right, dtype=object)
+    if sides[0].shape != sides[1].shape or not sides[0].size:
+        raise ValueError(f"{name}: the sides have shapes {sides[0].shape} and {sides[1].shape}")
+    for a, b in zip(*map(np.ravel, sides), strict=True):
         if (difference := sympy.simplify(sympy.expand(sympy.sympify(a) - sympy.sympify(b)))) != 0:
             return Check(name, Kind.SYMBOLIC, Status.FAILED, f"the sides differ by {difference}")
     return Check(name, Kind.SYMBOLIC, Status.PASSED, "the difference simplifies to 0")
@@ -117,11 +119,13 @@ def exact(name: str, left: Any, right: Any, *, magnitude: Any = None, terms: int
         raise ValueError(f"{name}: the two routes have shapes {a.shape} and {b.shape}")
     scale = np.max(np.abs(b), initial=0.0) if magnitude is None else _array(magnitude)
     bound = np.broadcast_to(terms * np.finfo(np.float64).eps * scale, a.shape)
-    error = np.abs(a - b)
     if not a.size:
         raise ValueError(f"{name}: nothing to compare")
-    worst = int(np.argmax(np.where(np.isfinite(error), error - bound, np.inf)))
-    passed = bool(np.all(error <= bound))
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        error = np.abs(a - b)
+        excess = np.where(np.isfinite(bound), error - bound, np.nan)
+    worst = int(np.argmax(np.where(np.isnan(excess), np.inf, excess)))
+    passed = bool(np.all(excess <= 0))
     shown = f"{np.ravel(a)[worst]:.17g} against {np.ravel(b)[worst]:.17g}" + (f"; {detail}" if detail else "")
     status = Status.PASSED if passed else Status.FAILED
     return Check(name, Kind.EXACT, status, shown, float(np.ravel(error)[worst]), float(np.ravel(bound)[worst]))
@@ -231,9 +235,12 @@ class SequentialTest:
         self, draw: Callable[[int, torch.Generator], Any], target: Any, generator: torch.Generator
     ) -> tuple[Status, Any, int, Any]:
         """Status (passed or failed), mean, number of draws and half width of the look that decided."""
-        total, done = 0.0, 0
+        total, done, shape = 0.0, 0, np.shape(_array(target))
         for n in self.looks:
-            total = total + _array(draw(n - done, generator)).sum(axis=0)
+            drawn = _array(draw(n - done, generator))
+            if drawn.shape != (n - done, *shape):
+                raise ValueError(f"{n - done} draws of shape {shape} were asked for, not an array of {drawn.shape}")
+            total = total + drawn.sum(axis=0)
             done, mean = n, total / n
             if status := self.decide(np.abs(mean - _array(target)), n):
                 return status, mean, n, self.half_width(n)

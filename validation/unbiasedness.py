@@ -159,7 +159,12 @@ def _shown_estimates(case: Case, context: Context, num_probes: int = 100) -> lis
     interval = estimate.confidence_interval(0.95)
     return [
         {"network": case.network, "stage": case.stage, "block": block, "exact": float(exact), "estimate": value}
-        | {"low": interval["low"][block], "high": interval["high"][block], "num_probes": num_probes, "probe": "Rademacher"}
+        | {
+            "low": interval["low"][block],
+            "high": interval["high"][block],
+            "num_probes": num_probes,
+            "probe": "Rademacher",
+        }
         for (block, value), exact in zip(estimate.value.items(), block_traces(case), strict=True)
     ]
 

@@ -564,7 +564,8 @@ def check_variance_of_declared_probes(session: Session) -> Iterator[Finding]:
 def _declared(session: Session, reference: Reference, probe: Any) -> Finding:
     kurtosis = float(probe.kurtosis(reference.problem.num_params))
     for count in _spread_looks():
-        values = session.spread(reference).values(count)
+        runs = session.spread(reference)
+        values = runs.values(count)
         blocks = [block for block in values if block != TOTAL]
         if not blocks:
             return Finding(reference.name, SKIPPED, "the prediction is for blocks; one total is returned")
@@ -572,7 +573,10 @@ def _declared(session: Session, reference: Reference, probe: Any) -> Finding:
         for design in ("one product", "one block at a time"):
             found[design] = [
                 variance_ratio(
-                    (float(values[b].var(ddof=1)) * session.spread(reference).num_probes, degrees_of_freedom(values[b])),
+                    (
+                        float(values[b].var(ddof=1)) * session.spread(reference).num_probes,
+                        degrees_of_freedom(values[b]),
+                    ),
                     (reference.variance(b, kurtosis, separated=design != "one product"), np.inf),
                     session.alpha / len(_spread_looks()),
                 )

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
 
 from hesstheory.estimators import (
     BlockSeparatedTrace,
@@ -43,6 +44,22 @@ def _signs(problem: Problem, generator: torch.Generator) -> Vectors:
     }
 
 
+def _all_signs(problem: Problem, num_probes: int, generator: torch.Generator) -> Vectors:
+    """K probes of fair signs along the first axis."""
+    Z = Rademacher().sample(problem.num_params, num_probes, generator).to(problem.dtype)
+    return {
+        name: Z[start:stop].mT.reshape(-1, *p.shape)
+        for (name, p), (start, stop) in zip(problem.params.items(), problem.offsets.values(), strict=True)
+    }
+
+
+def _dots(names: tuple[str, ...], Z: Vectors, HZ: Vectors) -> list[float]:
+    """Σ_i z_i (Hz)_i over the tensors of these names, probe by probe."""
+    of_tensor = [(Z[name] * HZ[name]).flatten(1).sum(1, dtype=torch.float64) for name in names]
+    forms: list[float] = torch.stack(of_tensor).sum(0).tolist()
+    return forms
+
+
 def _cut(problem: Problem, z: Tensor) -> Vectors:
     """A flat probe as one tensor for each parameter."""
     parts = torch.split(z, [p.numel() for p in problem.params.values()])
@@ -51,10 +68,9 @@ def _cut(problem: Problem, z: Tensor) -> Vectors:
 
 def _by_block(problem: Problem, z: Mapping[str, Tensor], Hz: Mapping[str, Tensor]) -> dict[str, float]:
     """z_lᵀ(Hz)_l of every block."""
-    return {
-        block: sum(float((z[name] * Hz[name]).sum(dtype=torch.float64)) for name in names)
-        for block, names in problem.partition.blocks.items()
-    }
+    forms = {name: (z[name] * Hz[name]).sum(dtype=torch.float64) for name in Hz}
+    blocks = [torch.stack([forms[name] for name in names]).sum() for names in problem.partition.blocks.values()]
+    return dict(zip(problem.partition.blocks, torch.stack(blocks).tolist(), strict=True))
 
 
 def _means(samples: list[dict[str, float]]) -> dict[str, float]:
@@ -147,17 +163,11 @@ def block_separated(problem: Problem, *, num_probes: int, generator: torch.Gener
 
 def signs_all_at_once(problem: Problem, *, num_probes: int, generator: torch.Generator) -> dict[str, float]:
     """Signs, all probes pushed through one graph together; traces without standard errors."""
-    Z = {
-        name: (2.0 * torch.randint(2, (num_probes, *p.shape), generator=generator, device=generator.device) - 1).to(p)
-        for name, p in problem.params.items()
-    }
+    Z = _all_signs(problem, num_probes, generator)
     with torch.enable_grad():
         gradients = dict(zip(problem.params, _gradients(_risk(problem), problem.params), strict=True))
     HZ = _pushed(gradients, problem.params, Z)
-    return {
-        block: sum(float((Z[name] * HZ[name]).sum(dtype=torch.float64)) for name in names) / num_probes
-        for block, names in problem.partition.blocks.items()
-    }
+    return {block: math.fsum(_dots(names, Z, HZ)) / num_probes for block, names in problem.partition.blocks.items()}
 
 
 def _pushed(gradients: Vectors, params: Mapping[str, Tensor], Z: Vectors) -> Vectors:
@@ -227,25 +237,26 @@ def given_or_drawn(
 def forward_over_reverse(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Signs, products by `torch.func.jvp` of `torch.func.grad`; traces with standard errors."""
+    """Signs, products by `torch.func.jvp` of `torch.func.grad`, all together; traces with standard errors."""
     params = {name: p.detach() for name, p in problem.params.items()}
-    gradient, samples = grad(partial(_functional_risk, problem)), []
+    gradient = grad(partial(_functional_risk, problem))
+    Z = _all_signs(problem, num_probes, generator)
     with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # the other kernels have no forward derivative
         warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about its own decompositions
-        for _ in range(num_probes):
-            z = _signs(problem, generator)
-            pushed = jvp(gradient, (params,), (z,))
-            samples.append(_by_block(problem, z, pushed[1]))
-    return _with_stderr(samples)
+        HZ = vmap(lambda z: jvp(gradient, (params,), (z,))[1])(Z)
+    forms = {block: _dots(names, Z, HZ) for block, names in problem.partition.blocks.items()}
+    return _with_stderr([dict(zip(forms, row, strict=True)) for row in zip(*forms.values(), strict=True)])
 
 
 def _functional_risk(problem: Problem, params: Vectors) -> Tensor:
     """The risk as a function of the trained parameters; `functional_call` keeps ties, buffers and frozen tensors."""
-    losses = []
+    losses, zero = [], 0 * torch.stack([p.sum() for p in params.values()]).sum()
     for weight, (inputs, targets) in zip(problem.weights, problem.batches, strict=True):
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         kwargs = inputs if isinstance(inputs, dict) else {}
-        losses.append(weight * problem.loss_fn(functional_call(problem.model, params, args, kwargs), targets))
+        # Targets with a tangent, if zero: mse_loss has no forward-over-reverse derivative at targets without one.
+        known = tree_map(lambda y: y + zero if isinstance(y, Tensor) and y.is_floating_point() else y, targets)
+        losses.append(weight * problem.loss_fn(functional_call(problem.model, params, args, kwargs), known))
     return torch.stack(losses).sum()
 
 

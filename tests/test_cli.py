@@ -1,0 +1,354 @@
+"""The command line keeps its contract: exit codes, the JSON, the files, and a message where it is misused."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.testing
+from test_report import Page
+
+import hesstheory
+from hesstheory import claims
+from hesstheory.claims import Ledger, claim
+from hesstheory.cli import app, main
+from hesstheory.evidence import Check, Kind, Status, Verdict, exact, holds
+
+ROOT = Path(hesstheory.__file__).parents[1]
+NAMES = ("T14", "T2", "T18", "E2")
+IDS = ["E2", "T2", "T14", "T14.a", "T14.b", "T18"]
+
+
+def hesstheory_(*arguments):
+    """The command in this process, without colours and on a wide terminal."""
+    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200", "FORCE_COLOR": None}
+    words = [str(argument) for argument in arguments]
+    return typer.testing.CliRunner().invoke(app, words, env=plain, prog_name="hesstheory")
+
+
+def smoke(*arguments):
+    return hesstheory_("validate", "--profile", "smoke", *arguments)
+
+
+def header(folder):
+    """Of the last run in its ledger."""
+    return [record for record in Ledger(folder / "reports" / "ledger.jsonl").records() if record["record"] == "run"][-1]
+
+
+# --- a run whose verdicts are as expected ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def result(out):
+    """Some claims that hold, one refuted and one conditional, all as expected."""
+    return smoke(*NAMES, "--out", out, "--json", out / "summary.json")
+
+
+@pytest.fixture(scope="module")
+def summary(result, out):
+    return json.loads((out / "summary.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def page(result, out):
+    return Page((out / "reports" / "index.html").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def records(result, out):
+    return Ledger(out / "reports" / "ledger.jsonl").records()
+
+
+def test_files_are_where_they_should_be(result, out):
+    assert result.exit_code == 0, result.output
+    written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    reports = {path for path in written if not path.startswith("figures/")}
+    assert reports == {"reports/ledger.jsonl", "reports/index.html", "summary.json"}
+    figures = {path.partition(".")[0] for path in written - reports}
+    assert figures
+    assert written - reports == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png", "csv")}
+
+
+def test_json_contract(summary):
+    assert set(summary) == {"claims", "suite_alpha", "records_run", "records_shown"}
+    assert summary["suite_alpha"] == 1e-6
+    assert [entry["id"] for entry in summary["claims"]] == IDS
+    for entry in summary["claims"]:
+        assert list(entry) == ["id", "verdict", "expected", "kind", "detail", "mutants"]
+        assert Verdict(entry["verdict"]) is Verdict(entry["expected"])
+        assert Kind(entry["kind"])
+        assert isinstance(entry["detail"], str)
+        assert entry["detail"]
+        assert entry["mutants"]
+        assert set(entry["mutants"].values()) == {True}
+
+
+def test_json_says_what_the_ledger_says(summary, records):
+    assert [record["record"] for record in records] == ["run", *["claim"] * len(IDS), "end"]
+    decided = {record["id"]: record for record in records[1:-1]}
+    for entry in summary["claims"]:
+        record = decided[entry["id"]]
+        assert {key: record[key] for key in ("verdict", "expected", "kind", "detail")}.items() <= entry.items()
+        assert entry["mutants"] == {mutant["name"]: mutant["rejected"] for mutant in record["mutants"]}
+        assert set(entry["mutants"]) == set(claims.REGISTRY[entry["id"]].mutants)
+    assert summary["records_run"] == sum(len(record["checks"]) for record in decided.values()) > 0
+    assert summary["records_shown"] == summary["records_run"]
+
+
+def test_page_shows_every_claim_and_loads_nothing(page, records):
+    anchors = page.all_of("id")
+    rows = [attrs for tag, attrs in page.tags if tag == "tr" and "check" in (attrs.get("class") or "").split()]
+    assert len(rows) == records[-1]["records_run"]
+    for record in records[1:-1]:
+        assert f"claim-{record['id'].replace('.', '-')}" in anchors
+        assert " ".join(record["statement"].split()) in page.text
+    assert page.state() == "green"
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "embed", "base")]
+    assert all(source.startswith("data:") for source in page.all_of("src"))
+    assert all(target.startswith(("#", "data:")) for target in page.all_of("href"))
+    assert not re.search(r"https?://|url\(|@import|srcset", page.source)
+
+
+def test_output_names_every_claim_and_the_report(result, out):
+    for id in IDS:
+        assert re.search(rf"^{re.escape(id)} ", result.stderr, re.MULTILINE), "one line as each claim is decided"
+        assert re.search(rf"^\W*{re.escape(id)}\W", result.stdout, re.MULTILINE), "one row of the table"
+    assert f"{len(IDS)} claims, 0 not as expected" in result.stdout
+    assert "1e-06" in result.stdout
+    assert str(out / "reports" / "index.html") in result.stdout.replace("\n", "")
+
+
+def test_a_second_run_is_appended(result, out, tmp_path):
+    before = (out / "reports" / "ledger.jsonl").read_bytes()
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "ledger.jsonl").write_bytes(before)
+    assert smoke("T14.b", "--out", tmp_path).exit_code == 0
+    assert (tmp_path / "reports" / "ledger.jsonl").read_bytes().startswith(before)
+    page = Page((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"))
+    assert [anchor for anchor in page.all_of("id") if anchor.startswith("claim-")] == ["claim-T14-b"]
+
+
+def test_files_go_to_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert smoke("T14.b").exit_code == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "reports"]
+
+
+# --- verdicts that differ -------------------------------------------------------------------------------------------
+
+
+def two():
+    return 2.0
+
+
+def three():
+    """Is one too many."""
+    return 3.0
+
+
+def value_is_two(subject, context):
+    yield exact("value", subject(), 2.0)
+
+
+def value_is_three(subject, context):
+    yield holds("value", subject() == 3, f"{subject()} [/nonsense] [bold]is not[/bold] 3 <b>&amp;")
+
+
+def undecided(subject, context):
+    yield exact("value", subject(), 2.0)
+    yield Check("study", Kind.EMPIRICAL, Status.INCONCLUSIVE)
+
+
+def breaking(subject, context):
+    yield exact("value", subject(), 2.0)
+    raise ValueError("out of range")
+
+
+@pytest.fixture
+def register():
+    """Registers claims X1, X2, … for one test: pairs of what decides and what is expected."""
+    registry = claims.catalogue()
+
+    def of(*cases):
+        for number, (decide, expected) in enumerate(cases, 1):
+            claim(
+                f"X{number}", "Two is a number.", reason="", subject=two, mutants=[three], expected=Verdict(expected)
+            )(decide)
+        return [f"X{number}" for number in range(1, len(cases) + 1)]
+
+    yield of
+    for id in set(claims.REGISTRY) - set(registry):
+        del claims.REGISTRY[id]
+
+
+EXITS = {
+    "as expected": ([(value_is_two, "HOLDS"), (value_is_three, "REFUTED"), (undecided, "INCONCLUSIVE")], 0),
+    "refuted": ([(value_is_two, "HOLDS"), (value_is_three, "HOLDS")], 1),
+    "holds after all": ([(value_is_two, "REFUTED")], 1),
+    "decided after all": ([(value_is_two, "INCONCLUSIVE")], 1),
+    "refuted, and one undecided": ([(undecided, "HOLDS"), (value_is_three, "HOLDS")], 1),
+    "undecided": ([(value_is_two, "HOLDS"), (undecided, "HOLDS")], 3),
+    "broken": ([(breaking, "HOLDS")], 3),
+}
+
+
+@pytest.mark.parametrize(("cases", "code"), EXITS.values(), ids=EXITS.keys())
+def test_exit_code(register, tmp_path, cases, code):
+    """And whatever it is, the summary and the page are written and say the same."""
+    ids = register(*cases)
+    result = smoke(*ids, "--out", tmp_path, "--json", tmp_path / "summary.json")
+    assert result.exit_code == code, result.output
+    assert isinstance(result.exception, SystemExit) == (code != 0)
+
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    surprises = [entry for entry in summary["claims"] if entry["verdict"] != entry["expected"]]
+    assert bool(surprises) == (code != 0)
+    assert f"{len(ids)} claims, {len(surprises)} not as expected" in result.stdout
+    for entry in surprises:
+        line = f"{entry['id']}: expected {entry['expected']}, found {entry['verdict']}: {entry['detail']}"
+        assert line in result.stdout
+        assert f"hesstheory validate {entry['id']} --profile smoke --seed 0" in result.stdout
+    page = Page((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"))
+    assert page.state() == ("red" if surprises else "green")
+    assert summary["records_run"] == summary["records_shown"]
+
+
+# --- misuse ---------------------------------------------------------------------------------------------------------
+
+
+def blocked(tmp_path):
+    """A folder in which every name that the command may want is taken by what it cannot use."""
+    for name in ("file", "figures taken/figures", "summary taken/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "page taken" / "reports" / "index.html").mkdir(parents=True)
+    (tmp_path / "ledger taken" / "reports" / "ledger.jsonl").mkdir(parents=True)
+    return tmp_path
+
+
+MISUSE = {
+    "unknown claim": (["T99"], r"no claim 'T99'; the claims are E1, .*T2, "),
+    "one unknown claim": (["T14.b", "T1.zz"], r"no claim 'T1.zz'"),
+    "unknown profile": (["--profile", "huge"], r"profile is 'huge': choose from smoke, ci, full"),
+    "claim beyond the profile": (["T1.b"], r"the smoke profile cannot decide T1.b: pass a larger --profile"),
+    "out is a file": (["T14.b", "--out", "{}/file"], r"/file"),
+    "out in a file": (["T14.b", "--out", "{}/file/out"], r"/file"),
+    "out cannot be written": (["T14.b", "--out", "/proc/out"], r"/proc/out"),
+    "the ledger is a folder": (["T14.b", "--out", "{}/ledger taken"], r"ledger.jsonl"),
+    "no folder for json": (["T14.b", "--json", "{}/none/x.json"], r"none/x.json: the folder does not exist; create it"),
+    "json in a file": (["T14.b", "--json", "{}/file/x.json"], r"file/x.json: the folder does not exist"),
+    "no workers": (["T14.b", "--workers", "-1"], r"Invalid value for '--workers'"),
+    "no number": (["T14.b", "--seed", "x"], r"Invalid value for '--seed'"),
+    "unknown option": (["T14.b", "--quick"], r"No such option.*--quick"),
+}
+FOUND_LATE = {
+    "json is a folder": (["T14.b", "--json", "{}/summary taken"], r"summary taken"),
+    "figures is a file": (["T14.b", "--out", "{}/figures taken"], r"figures"),
+    "the page is a folder": (["T14.b", "--out", "{}/page taken"], r"index.html"),
+}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [pytest.param(*case, id=name) for name, case in MISUSE.items()]
+    + [pytest.param(*case, id=name) for name, case in FOUND_LATE.items()],
+)
+def test_misuse(arguments, message, tmp_path, monkeypatch):
+    """Exit code 2 and one message on stderr that holds what is wrong; nothing on stdout, no traceback."""
+    monkeypatch.chdir(tmp_path)
+    folder = blocked(tmp_path)
+    result = smoke(*[argument.format(folder) for argument in arguments])
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert re.search(message, result.stderr, re.DOTALL)
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]], ids=str)
+def test_unknown_commands_are_misuse(arguments):
+    result = hesstheory_(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "No such" in result.stderr
+
+
+# --- seeds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_seed_is_used(seed, tmp_path):
+    assert smoke("T14.b", "--seed", seed, "--out", tmp_path).exit_code == 0
+    assert header(tmp_path)["seed"] == seed
+
+
+def test_vary_seed_draws_a_fresh_seed(tmp_path):
+    for name in "abc":
+        assert smoke("T14.b", "--vary-seed", "--out", tmp_path / name).exit_code == 0
+    seeds = {header(tmp_path / name)["seed"] for name in "abc"}
+    assert len(seeds) == 3
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
+def test_vary_seed_prints_the_seed(tmp_path):
+    result = smoke("T14.b", "--vary-seed", "--out", tmp_path)
+    assert f"seed {header(tmp_path)['seed']}" in result.output
+
+
+# --- doors ----------------------------------------------------------------------------------------------------------
+
+OPTIONS = ("--profile", "--vary-seed", "--seed", "--json", "--out", "--workers")
+
+
+def test_help():
+    for arguments in (["--help"], ["validate", "--help"]):
+        result = hesstheory_(*arguments)
+        assert result.exit_code == 0
+        assert "Usage: " in result.stdout
+    assert all(option in result.stdout for option in OPTIONS)
+    assert "Exit codes: 0 right, 1 wrong, 2 misuse, 3 not decidable" in hesstheory_("--help").stdout
+    assert "Usage: " in hesstheory_().output
+
+
+def as_module(*arguments):
+    """`python -m hesstheory` in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    environment.pop("FORCE_COLOR", None)
+    return subprocess.run(
+        [sys.executable, "-m", "hesstheory", *arguments], env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["validate", "--help"], ["validate", "--quick"], ["nonsense"]], ids=str
+)
+def test_module_is_the_same_door(arguments):
+    """Up to the name of the program and the margins of the terminal."""
+
+    def words(text):
+        return re.sub(r"\bpython[\d.]* -m hesstheory", "hesstheory", " ".join(text.split()))
+
+    done, here = as_module(*arguments), hesstheory_(*arguments)
+    assert done.returncode == here.exit_code == (0 if "--help" in arguments else 2)
+    assert words(done.stdout) == words(here.stdout)
+    assert words(done.stderr) == words(here.stderr)
+
+
+def test_command_is_the_same_door(monkeypatch, capsys):
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["scripts"] == {"hesstheory": f"{main.__module__}:{main.__name__}"}
+    monkeypatch.setattr(sys, "argv", ["hesstheory", "validate", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "--vary-seed" in capsys.readouterr().out
