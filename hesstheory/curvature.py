@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -22,11 +23,29 @@ if TYPE_CHECKING:
 
 # One batch, differentiated once with its graph kept: maps tangents (one per parameter, K leading, None for zero) to the
 # rows of the product that the wanted parameters hold (None for zero).
-Push = Callable[[Sequence[Tensor | None], Sequence[int]], list[Tensor | None]]
+Pull = Callable[[Sequence[Tensor | None], Sequence[int]], list[Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Push:
+    """One linearised batch; `elements` is the size of the values on its graph, which a chunk multiplies."""
+
+    pull: Pull
+    elements: int
+
+    def __call__(self, tangents: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Tensor | None]:
+        return self.pull(tangents, wanted)
+
+    def chunks(self, num_columns: int, num_params: int) -> Iterator[slice]:
+        """Columns to push at once: one where the graph is large, many where the overhead of a pass is all there is."""
+        size = min(max(_CHUNK_ELEMENTS // max(num_params, self.elements), 1), _MAX_CHUNK)
+        return (slice(start, min(start + size, num_columns)) for start in range(0, num_columns, size))
+
+
 Linearise = Callable[[Problem, Batch], Push]
 
 _MAX_CHUNK = 1024  # columns pushed through a graph at once; more gain nothing even on the smallest networks
-_CHUNK_ELEMENTS = 640_000  # columns × parameters of one chunk; beyond this the caches, not the overhead, set the pace
+_CHUNK_ELEMENTS = 1_280_000  # columns × values of one chunk; beyond this the caches, not the overhead, set the pace
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,7 @@ class Curvature:
         columns = _checked_columns(self.problem, V)
         params, out = list(self.problem.params.values()), torch.zeros_like(columns)
         for weight, push in self.pushes():
-            for chunk in _chunks(len(columns), self.problem.num_params):
+            for chunk in push.chunks(len(columns), self.problem.num_params):
                 rows = push(self.tangents(columns[chunk]), range(len(params)))
                 out[chunk] += weight * _side_by_side(rows, params, len(out[chunk]))
         _check_finite(out)
@@ -72,7 +91,7 @@ class Curvature:
         problem, columns = self.problem, _checked_columns(self.problem, Z)
         of_tensor = columns.new_zeros(len(columns), len(problem.params), dtype=torch.float64)
         for weight, push in self.pushes():
-            for chunk in _chunks(len(columns), problem.num_params):
+            for chunk in push.chunks(len(columns), problem.num_params):
                 tangents = self.tangents(columns[chunk])
                 for j, row in enumerate(push(tangents, range(len(tangents)))):
                     if row is not None:
@@ -89,13 +108,13 @@ class Curvature:
             return Curvature(problem.double(), self.terms).to_dense()
         tensors = range(len(problem.params))
         # Symmetric: rows of tensor i need only the columns from i on. Few parameters: one chunk beats the saving.
+        dense = next(iter(problem.params.values())).new_zeros(self.shape)
         if problem.num_params <= _MAX_CHUNK:
-            dense = self._rows(tensors, tensors)
+            self._add_rows(dense, tensors, tensors)
         else:
-            dense = next(iter(problem.params.values())).new_empty(self.shape)
             for i in tensors:
                 start, stop = list(problem.offsets.values())[i]
-                dense[start:stop, start:] = self._rows([i], tensors[i:])
+                self._add_rows(dense[start:stop, start:], [i], tensors[i:])
                 dense[stop:, start:stop] = dense[start:stop, stop:].mT
         _check_finite(dense)
         return dense
@@ -149,14 +168,20 @@ class Curvature:
     def _rows(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """Rows of the given tensors, restricted to the columns of the given tensors; dense."""
         params = list(self.problem.params.values())
-        sizes = [params[i].numel() for i in rows]
-        out = params[0].new_zeros(sum(sizes), sum(params[j].numel() for j in columns))
-        chunks = list(_chunks(len(out), self.problem.num_params))
+        shape = [sum(params[i].numel() for i in some) for some in (rows, columns)]
+        return self._add_rows(params[0].new_zeros(shape), rows, columns)
+
+    def _add_rows(self, out: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
+        """The same added to a tensor in place: copies of large pieces cost as much as the products themselves."""
+        params = list(self.problem.params.values())
         for weight, push in self.pushes():
-            for chunk in chunks:
-                unit = _unit_tangents(params, rows, chunk)
-                parts = push(unit, columns)
-                out[chunk] += weight * _side_by_side(parts, [params[j] for j in columns], chunk.stop - chunk.start)
+            for chunk in push.chunks(len(out), self.problem.num_params):
+                start = 0
+                for j, part in zip(columns, push(_unit_tangents(params, rows, chunk), columns), strict=True):
+                    stop = start + params[j].numel()
+                    if part is not None:
+                        out[chunk, start:stop].add_(part.reshape(len(part), -1), alpha=weight)
+                    start = stop
         return out
 
 
@@ -231,7 +256,7 @@ def _linearised_hessian(problem: Problem, batch: Batch) -> Push:
     params, loss = list(problem.params.values()), problem.loss(batch)
     _check_twice_differentiable(loss)
     gradients = _gradients(loss, params, create_graph=True)
-    return lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted])
+    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), _elements(loss))
 
 
 def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
@@ -255,7 +280,7 @@ def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
         (bent,) = _vjp([slope], [pushed], [leaf])
         return _vjp([outputs], [bent], [params[j] for j in wanted])
 
-    return push
+    return Push(push, _elements(outputs))
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -330,6 +355,12 @@ def _check_twice_differentiable(value: Tensor) -> None:
             )
 
 
+def _elements(value: Tensor) -> int:
+    """Values that the forward graph of a tensor holds."""
+    shapes = (metadata.shape for node in graph_nodes(value) for metadata in getattr(node, "_input_metadata", ()))
+    return sum(math.prod(shape) for shape in shapes)
+
+
 _ONCE = once_differentiable(lambda ctx, *gradients: gradients).__code__  # the wrapper that every use of it shares
 _CURES = {
     "use_reentrant": "reentrant checkpointing hides parameters: checkpoint with use_reentrant=False",
@@ -354,12 +385,6 @@ def _unit_tangents(params: Sequence[Tensor], rows: Sequence[int], chunk: slice) 
             tangents[i] = unit.reshape(-1, *params[i].shape)
         start += n
     return tangents
-
-
-def _chunks(num_columns: int, num_params: int) -> Iterator[slice]:
-    size = min(max(_CHUNK_ELEMENTS // num_params, 1), _MAX_CHUNK)
-    for start in range(0, num_columns, size):
-        yield slice(start, min(start + size, num_columns))
 
 
 def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, "tensors blocks"]:

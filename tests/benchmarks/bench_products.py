@@ -117,7 +117,20 @@ def dense_ours(problem: Problem) -> torch.Tensor:
 
 
 def dense_torch_func(problem: Problem) -> torch.Tensor:
-    """torch.func.hessian of the risk of all samples, in chunks: at once it needs P copies of all activations."""
+    """torch.func.hessian as it comes: P copies of all activations at once."""
+    risk, theta = _flat_risk(problem)
+    return torch.func.hessian(risk)(theta)
+
+
+def dense_torch_func_in_chunks(problem: Problem) -> torch.Tensor:
+    """The same forward over reverse, in chunks of columns: a user who tunes it by hand."""
+    risk, theta = _flat_risk(problem)
+    gradient = torch.func.grad(risk)
+    column = torch.func.vmap(lambda v: torch.func.jvp(gradient, (theta,), (v,))[1], chunk_size=256)
+    return column(torch.eye(len(theta), dtype=theta.dtype))
+
+
+def _flat_risk(problem: Problem):
     inputs, targets = (torch.cat(parts) for parts in zip(*problem.batches, strict=True))
     sizes = [p.numel() for p in problem.params.values()]
 
@@ -126,17 +139,19 @@ def dense_torch_func(problem: Problem) -> torch.Tensor:
         named = {name: piece.view_as(p) for (name, p), piece in pieces}
         return problem.loss_fn(functional_call(problem.model, named, (inputs,)), targets)
 
-    theta, gradient = torch.cat([p.detach().flatten() for p in problem.params.values()]), torch.func.grad(risk)
-    # torch.func.hessian is jacfwd(jacrev); both with chunks of columns as large as ours.
-    column = torch.func.vmap(lambda v: torch.func.jvp(gradient, (theta,), (v,))[1], chunk_size=256)
-    return column(torch.eye(len(theta), dtype=theta.dtype))
+    return risk, torch.cat([p.detach().flatten() for p in problem.params.values()])
 
 
 def dense_peer(problem: Problem) -> torch.Tensor:
     return _operator(problem) @ torch.eye(problem.num_params, dtype=problem.dtype)
 
 
-DENSE = {"ours": dense_ours, "torch.func": dense_torch_func, "curvlinops": dense_peer}
+DENSE = {
+    "ours": dense_ours,
+    "torch.func.hessian": dense_torch_func,
+    "torch.func in chunks": dense_torch_func_in_chunks,
+    "curvlinops": dense_peer,
+}
 
 
 def dense_in_a_process(name: str, network: str, num_samples: int, queue) -> None:
@@ -189,7 +204,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--width", type=int, default=256, help="of the MLP; the CNN has a sixteenth of it")
     parser.add_argument("--network", default="wide_mlp", help="of the zoo, for the dense Hessian")
-    parser.add_argument("--num-samples", type=int, default=64, help="for the dense Hessian")
+    parser.add_argument("--num-samples", type=int, default=128, help="for the dense Hessian")
     parser.add_argument("--dense-repeats", type=int, default=1, help="0 leaves the dense Hessian out")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
