@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -174,6 +175,7 @@ class Curvature:
     def _add_rows(self, out: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
         """The same added to a tensor in place: copies of large pieces cost as much as the products themselves."""
         params = list(self.problem.params.values())
+        _keep_freed_memory()
         for weight, push in self.pushes():
             for chunk in push.chunks(len(out), self.problem.num_params):
                 start = 0
@@ -385,6 +387,13 @@ def _unit_tangents(params: Sequence[Tensor], rows: Sequence[int], chunk: slice) 
             tangents[i] = unit.reshape(-1, *params[i].shape)
         start += n
     return tangents
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Once a block just below 32 MiB was freed, glibc keeps what a chunk frees for the next one instead of handing it
+    back to the system, which would cost as much time as the products (mallopt(3), M_MMAP_THRESHOLD)."""
+    torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, "tensors blocks"]:
