@@ -160,6 +160,8 @@ def ask(
 def read(answer: Any, problem: Problem, num_probes: int) -> Answer:
     """The answer in one form, or IllegalAnswer."""
     samples = getattr(answer, "samples", None)
+    if not hasattr(answer, "value") and hasattr(answer, "to_dict"):  # a pandas Series by block
+        answer = answer.to_dict()
     if hasattr(answer, "value") and not isinstance(answer, Mapping):
         values, errors = _mapping(answer.value), getattr(answer, "stderr", None)
         stderr = None if errors is None else _mapping(errors)
@@ -258,12 +260,9 @@ def state_of(problem: Problem) -> dict[str, Any]:
 
 def global_state() -> dict[str, Any]:
     """Settings of the process that an estimate could disturb."""
-    import random
-
     return {
         "the random stream of torch": torch.random.get_rng_state(),
         "the random stream of numpy": _numpy_state(),
-        "the random stream of Python": hash(random.getstate()),
         "the default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "the number of threads": torch.get_num_threads(),
