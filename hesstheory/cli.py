@@ -280,6 +280,7 @@ def mutants(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix here.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder that receives figures/kill_matrix.*.")] = None,
     workers: Annotated[int, typer.Option(help="Processes; 0 means one per core.", min=0)] = 0,
+    all_checks: Annotated[bool, typer.Option("--all-checks", help="Ask all checks, also of what is noticed.")] = False,
     write_signatures: Annotated[bool, typer.Option(help="Store the patterns that suspects are compared with.")] = False,
 ) -> None:
     """Runs the checks on known wrong estimators: which check notices which, and which checks suffice."""
@@ -295,7 +296,7 @@ def mutants(
     try:
         matrix = kill_matrix.kill_matrix(
             names or None, profile=profile, num_probes=num_probes, seed=seed, workers=workers or os.cpu_count() or 1,
-            on_result=lambda killed, done, total: progress.print(
+            all_checks=all_checks, on_result=lambda killed, done, total: progress.print(
                 f"{done}/{total} {killed.name} [dim]{killed.seconds:.0f} s[/]: "
                 + (", ".join(name.removeprefix("check_") for name in killed.killed_by) or "[bold red]ALIVE[/]")
             ),

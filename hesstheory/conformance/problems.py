@@ -237,6 +237,13 @@ def smooth_mlp(dtype: torch.dtype = torch.float64) -> Problem:
     return Problem(model, F.cross_entropy, _two_batches(x, _labels(9, 3), 6))
 
 
+def skewed() -> Problem:
+    """One linear output of inputs near (1, ..., 1): H is nearly a multiple of 11ᵀ, an estimate a χ² of one degree."""
+    model = set_parameters(_net(("layer", _linear(16, 1))), 111)
+    x = 1 + grid([12, 16], 112, most=2, step=1 / 16)
+    return Problem(model, half_squared_error, _two_batches(x, grid([12, 1], 113), 7))
+
+
 class TwoUses(nn.Module):
     """W x₁ + W x₂ + V x₁ with one tensor W in two modules."""
 
@@ -331,6 +338,7 @@ def references() -> Mapping[str, Reference]:
         Reference("unequal", "exchanged and shifted blocks, means for sums, a block of one parameter", 0.20, unequal),
         Reference("coupled", "probes shared by blocks, cross blocks left out of errors", 0.10, coupled),
         Reference("smooth_mlp", "Gauss-Newton, Fisher and absolute curvature taken for the Hessian", 0.25, smooth_mlp),
+        Reference("skewed", "medians, trimmed means and centred probes in place of means", 0.20, skewed),
         Reference("tied", "instances of a tied weight counted apart", 0.10, tied),
         Reference("autoencoder", "a weight tied in series differentiated once", 0.25, autoencoder),
         Reference("batch_norm", "batch norm in train mode, convolutions", 0.40, batch_norm),
