@@ -254,6 +254,8 @@ def decide(claim: Claim, context: Context) -> Outcome:
     checks: list[Check] = []
     try:
         for check in claim.decide(claim.subject, context):
+            if not isinstance(check, Check):
+                raise TypeError(f"{claim.decide.__name__} yields {check!r}: yield checks, such as exact(...) gives")
             checks.append(check)
         names = [check.name for check in checks]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -428,10 +430,12 @@ def validate(
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
+    if isinstance(names, str):
+        raise ValueError(f"names is the text {names!r}: pass a list of claims, [{names!r}]")
     claims, book = catalogue(), Ledger(ledger)
     ids = select(names, claims)
     too_large = [id for id in ids if PROFILES.index(claims[id].profile) > PROFILES.index(profile)]
-    if names and too_large:
+    if too_large and (set(too_large) & set(names) or set(too_large) == set(ids)):  # parts that come along are left out
         raise ValueError(f"the {profile} profile cannot decide {', '.join(too_large)}: pass a larger --profile")
     ids = [id for id in ids if id not in too_large]
     budget = Budget.of((c.statistical, len(c.mutants)) for c in claims.values())

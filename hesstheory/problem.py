@@ -200,6 +200,11 @@ class Problem:
             loss_fn = copy.deepcopy(loss_fn).double()
         other = self.with_batches(tree_map(_to_double, batch) for batch in self.batches)
         other.model, other.loss_fn = model, loss_fn
+        if _leaves(self.loss(self.batches[0])) & _leaves(other.loss(other.batches[0])):
+            raise ValueError(
+                "loss_fn reads parameters of the model by itself, so that a float64 copy would be measured "
+                "wrongly: call model.double() before building the Problem, or let the model return the penalty"
+            )
         other.params = MappingProxyType({name: p for name, p in model.named_parameters() if p.requires_grad})
         return other
 

@@ -266,6 +266,40 @@ def test_an_estimator_that_kills_its_process_fails_when_isolated():
     assert "exit code 9" in result.detail
 
 
+def _exits(problem, *, num_probes, generator):
+    sys.exit(0)
+
+
+def _cuts_the_data(problem, *, num_probes, generator):
+    problem.batches = problem.batches[:1]
+    return dict.fromkeys(problem.partition.blocks, 0.0)
+
+
+def _sets_the_default_dtype(problem, *, num_probes, generator):
+    torch.set_default_dtype(torch.float32)
+    return LayerwiseTrace(num_probes)(problem, generator)
+
+
+def test_an_estimator_that_exits_fails():
+    (result,) = check_estimator(_exits, checks=["check_answers_are_legal"])
+    assert result.status == "failed"
+    assert "SystemExit" in result.detail
+
+
+def test_one_estimator_does_not_harm_the_next():
+    check_estimator(_cuts_the_data, checks=["check_same_state_same_answer"])
+    results = check_estimator(LayerwiseTrace(), checks=["check_additivity"])
+    assert {r.status for r in results} == {"passed"}
+
+
+def test_a_changed_default_dtype_is_noticed_and_put_back():
+    before = torch.get_default_dtype()
+    (*_, result) = check_estimator(_sets_the_default_dtype, checks=["check_leaves_globals_untouched"])
+    assert result.status == "failed"
+    assert "the default dtype" in result.detail
+    assert torch.get_default_dtype() == before
+
+
 # --- expected failures ----------------------------------------------------------------------------------------------
 
 

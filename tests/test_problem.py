@@ -703,3 +703,17 @@ def test_looking_at_a_model_changes_nothing(network, prepare):
         assert [what for what in before if not same(before[what], after[what])] == [], name
         assert torch.equal(stream, torch.get_rng_state()), name
     assert all(torch.equal(a, b) for old, new in zip(held, batches, strict=True) for a, b in zip(old, new, strict=True))
+
+
+def test_a_loss_that_reads_the_model_is_not_copied(build):
+    """A closure over float32 parameters would leave them behind in the float64 copy."""
+    model = build(lambda: nn.Linear(3, 2)).float()
+    inputs = torch.linspace(-1, 1, 12, dtype=torch.float32).reshape(4, 3)
+
+    def penalised(outputs, targets):
+        return outputs.square().mean() + sum(p.square().sum() for p in model.parameters())
+
+    problem = Problem(model, penalised, [(inputs, torch.zeros(4, dtype=torch.float32))])
+    with pytest.raises(ValueError, match=r"model\.double"):
+        problem.double()
+    assert torch.isfinite(hessian(problem) @ torch.ones(problem.num_params, dtype=torch.float32)).all()

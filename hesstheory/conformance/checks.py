@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -75,8 +75,18 @@ class Session:
     seed: int = 0
     probe: Any = None
     deadline: float = float("inf")
+    hung: bool = False
     illegal: dict[str, str] = field(default_factory=dict)
     _runs: dict[tuple[str, int], Runs] = field(default_factory=dict)
+    _references: dict[str, Reference] = field(default_factory=dict)
+
+    def reference(self, name: str) -> Reference:
+        """A reference problem of this check's own: what an estimator does to it harms no other check."""
+        return self._references.setdefault(name, replace(references()[name]))
+
+    def refresh(self) -> None:
+        """Problems anew."""
+        self._references.clear()
 
     @property
     def alpha(self) -> float:
@@ -99,6 +109,7 @@ class Session:
         key = (reference.name, K)
         if key not in self._runs:
             self._runs[key] = Runs(self.estimator, reference.problem, K, self.seed, reference.name, self.interrupt)
+        self._runs[key].problem = reference.problem
         return self._runs[key]
 
     def spread(self, reference: Reference) -> Runs:
@@ -118,7 +129,7 @@ class Session:
 
     def legal(self, *names: str) -> list[Reference]:
         """The named reference problems that the estimator answers at all."""
-        return [references()[name] for name in names if name not in self.illegal]
+        return [self.reference(name) for name in names if name not in self.illegal]
 
 
 Decide = Callable[[Session], Iterable[Finding]]
@@ -157,7 +168,8 @@ def check(*problems: str, needs: Iterable[str] = (), profile: str = "smoke") -> 
 @check()
 def check_answers_are_legal(session: Session) -> Iterator[Finding]:
     """Is there a finite, real trace of every block, for every problem?"""
-    for name, reference in references().items():
+    for name in references():
+        reference = session.reference(name)
         if illegal := _illegal(session, reference, session.num_probes):
             session.illegal[name] = illegal
             yield Finding(name, FAILED, illegal)
@@ -179,9 +191,9 @@ def _illegal(session: Session, reference: Reference, num_probes: int) -> str:
         session.ask(reference.problem, session.generator(reference.name), num_probes=num_probes)
     except IllegalAnswer as error:
         return str(error)
-    except (OutOfTime, KeyboardInterrupt, SystemExit):
+    except OutOfTime:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         first = (str(error).splitlines() or [""])[0]
         return f"raises {type(error).__name__} ({first[:200]}) on {reference.problem}: {reference.hunts}"
     return ""

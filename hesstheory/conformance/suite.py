@@ -18,6 +18,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from hesstheory.conformance.answers import Estimator, Misuse, as_estimator, load
 from hesstheory.conformance.checks import (
     BLOCKED,
@@ -131,7 +134,10 @@ class Course:
         if blocked := _blocked(check, self.session, self.done):
             return CheckResult(check.name, BLOCKED, blocked)
         run = _in_child if self.isolate else _here
-        status, detail, findings = run(check, self.session, self.time_limit)
+        self.session.refresh()
+        with _settings_restored():
+            status, detail, findings = run(check, self.session, self.time_limit)
+        self.session.hung |= any(finding.detail.startswith("hangs") for finding in findings)
         return CheckResult(check.name, status, detail, (), findings, time.monotonic() - start)
 
 
@@ -175,6 +181,8 @@ def _chosen(names: Sequence[str] | None, profile: str) -> list[str]:
 
 
 def _blocked(check: ConformanceCheck, session: Session, done: Mapping[str, CheckResult]) -> str:
+    if session.hung:
+        return "an earlier call gave no answer"
     if check.problems and not session.legal(*check.problems):
         return f"check_answers_are_legal failed on {', '.join(check.problems)}"
     for need in check.needs:
@@ -199,7 +207,7 @@ def _here(check: ConformanceCheck, session: Session, time_limit: float) -> Decid
         findings.append(Finding("", INCONCLUSIVE, text))
     except _Alarm:
         findings.append(Finding("", FAILED, f"hangs: one call gave no answer within {time_limit:g} s"))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         text = f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
         findings.append(Finding("", FAILED, text))
     finally:
@@ -215,6 +223,22 @@ def _summary(findings: Sequence[Finding]) -> Decided:
             details = dict.fromkeys(f"{f.problem}: {f.detail}" if f.problem else f.detail for f in of if f.detail)
             return status, "; ".join(details), tuple(findings)
     return SKIPPED, "nothing to check", tuple(findings)
+
+
+@contextmanager
+def _settings_restored() -> Iterator[None]:
+    """Gives back the settings of the process that a check may find changed."""
+    dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
+    states = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        torch.random.set_rng_state(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
 
 
 class _Alarm(BaseException):
