@@ -459,7 +459,8 @@ def _bias_text(block: str, found: Interval, target: float, count: int, session: 
     runs = f"{count} runs of {session.num_probes} probes"
     if target == 0:
         return f"{block} has trace 0, the mean is {found} ({runs})"
-    relative = Interval(*(x / abs(target) for x in (found.effect, found.low, found.high)))
+    low, high = sorted((found.low / target, found.high / target))
+    relative = Interval(found.effect / target, low, high)
     return f"{block} is off by {_percent(relative)} of its trace {target:.6g} ({runs})"
 
 
