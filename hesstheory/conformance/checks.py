@@ -312,7 +312,7 @@ def _agrees(
     apart = _apart(a, b)
     if apart <= SAME:
         return Finding(reference.name, PASSED, "")
-    if apart < 1e-4:
+    if apart < 1e-4 and what == "loss × 3":  # else the answer need not be linear in the matrix: deflation is not
         return Finding(
             reference.name, FAILED, f"{what}: the answer moves by {apart:.3g}, more than rounding in float64 explains"
         )
@@ -640,7 +640,7 @@ def _falls(session: Session, reference: Reference) -> Finding:
             parts = [(float(v[block].var(ddof=1)), degrees_of_freedom(v[block])) for v in (few, many)]
             ratios[block] = variance_ratio(parts[0], parts[1], session.alpha / len(steps))
         for block, found in ratios.items():
-            if found.high < expected:
+            if found.high < expected / FALL_MARGIN:
                 text = (
                     f"{block}: {_MANY} probes have {1 / found.effect:.3g} of the variance of {_FEW}, "
                     f"not {_FEW / _MANY:.3g} ({count} runs)"
