@@ -249,7 +249,7 @@ def _print_results(estimator: str, results: Any, code: int, how: str, *, partial
     if partial and code == 0:
         console.print(f"the {len(results)} chosen checks found nothing; the others were not asked")
     else:
-        console.print(f"{estimator} is {verdict} ({how}); a right one is called wrong with probability at most 1e-6",
+        console.print(f"{estimator} is {verdict} ({how}); nominal level of the whole run 1e-6",
                       markup=False)  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def check_estimator(
     `estimator(problem, *, num_probes, generator)` returns an `Estimate`, {block: trace}, {block: (trace, stderr)} or
     the full trace; or give its name, `package.module:name`. `probe` declares its distribution, as an attribute does.
     `time_limit` is in seconds per check; `isolate` runs each check in a child process that may hang or crash.
-    A correct estimator fails somewhere with probability at most 1e-6 in a whole call. Raises `Misuse`.
+    The nominal level of a whole call is 1e-6: it rests on the laws of means of runs (see `runs`). Raises `Misuse`.
     """
     chosen = _chosen(checks, profile)
     course = Course(
