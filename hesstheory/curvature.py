@@ -422,7 +422,8 @@ def _checked_columns(problem: Problem, V: Tensor) -> Float[Tensor, "columns para
 
 
 def _check_finite(values: Tensor) -> None:
-    if not bool(torch.isfinite(values).all()):
+    # The extremes need no second array of the size of a dense matrix, as torch.isfinite does; a NaN is both of them.
+    if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
         raise ValueError(
             "a Hessian product is not finite although the loss is: a second derivative overflows or is undefined "
             "(sqrt or norm at 0, log at 0, float16); use a smooth variant or float64"
