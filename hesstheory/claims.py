@@ -78,6 +78,8 @@ def claim(
     """
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
+    if expected in (Verdict.STALE, Verdict.UNTESTED):
+        raise ValueError(f"claim {id} expects {expected}, which is no outcome of checks: pass expected=Verdict.HOLDS")
     if statistical and profile == "smoke":
         raise ValueError(f"claim {id} has statistical checks, which the smoke profile leaves out: pass profile='ci'")
 
@@ -229,6 +231,7 @@ class MutantOutcome:
     rejected: bool
     by: str
     detail: str
+    broke: bool = False
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,8 @@ class Outcome:
 
 
 def decide(claim: Claim, context: Context) -> Outcome:
-    """Runs the checks on the subject, then on every mutant, and gives the verdict."""
+    """Runs the checks on the subject, then on every mutant, and gives the verdict: UNTESTED where an exception stops
+    one of them, which no claim can expect."""
     start, context = time.perf_counter(), dataclasses.replace(context, claim=claim.id)
     checks: list[Check] = []
     try:
@@ -268,9 +272,11 @@ def decide(claim: Claim, context: Context) -> Outcome:
         mutants = tuple(_try_mutant(claim, name, mutant, checks, context) for name, mutant in claim.mutants.items())
     except Exception as error:  # a claim that breaks is reported with the others, not instead of them
         detail = f"{type(error).__name__}: {error}"
-        return Outcome(claim, Verdict.INCONCLUSIVE, None, detail, tuple(checks), (), time.perf_counter() - start)
+        return Outcome(claim, Verdict.UNTESTED, None, detail, tuple(checks), (), time.perf_counter() - start)
     found, survivors = verdict(checks), [mutant.name for mutant in mutants if not mutant.rejected]
-    if not mutants:
+    if broken := [f"{mutant.name}: {mutant.detail}" for mutant in mutants if mutant.broke]:
+        found, detail = Verdict.UNTESTED, "; ".join(broken)
+    elif not mutants:
         found, detail = Verdict.INCONCLUSIVE, "no mutant was tried: a check that cannot fail says nothing"
     elif survivors:
         found, detail = Verdict.INCONCLUSIVE, f"the checks do not notice {', '.join(survivors)}"
@@ -293,7 +299,8 @@ def _try_mutant(claim: Claim, name: str, mutant: Any, truth: Sequence[Check], co
                 if not context.is_thorough or noticed.keys() == kinds:
                     break
     except Exception as error:
-        return MutantOutcome(name, _sin(mutant), False, "", f"the mutant itself broke: {type(error).__name__}: {error}")
+        detail = f"the mutant itself broke: {type(error).__name__}: {error}"
+        return MutantOutcome(name, _sin(mutant), False, "", detail, broke=True)
     if not noticed:
         return MutantOutcome(name, _sin(mutant), False, "", "every check came out as for the truth")
     detail = "; ".join(f"{check.status}: {check.detail}" for check in noticed.values())

@@ -7,6 +7,7 @@ import os
 import secrets
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,22 +49,21 @@ def validate(
 
     if vary_seed:
         seed = secrets.randbits(31)
-    if json_file is not None and json_file.is_dir():
-        _misuse(f"--json {json_file}: that is a folder; name a file")
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        _misuse(f"--json {json_file}: the folder does not exist; create it first")
+    ledger, page = out / "reports" / "ledger.jsonl", out / "reports" / "index.html"
+    _check_writable("--json", json_file)
+    for path in (ledger, page, out / "figures" / "*"):
+        _check_writable("--out", path, makes_folders=True)
     try:
         with _Progress(f"profile {profile}, seed {seed}") as progress:
             run = claims.validate(
                 names or (),
                 profile=profile,
                 seed=seed,
-                ledger=out / "reports" / "ledger.jsonl",
+                ledger=ledger,
                 workers=1 if profile == "smoke" else workers or os.cpu_count() or 1,
                 command=shlex.join(["hesstheory", *sys.argv[1:]]),
                 on_result=progress.advance,
             )
-        page = out / "reports" / "index.html"
         shown = report.write(run.records, figures.draw_all(run.records, out / "figures"), page)
         if json_file is not None:
             write_atomically(json_file, json.dumps(run.to_json(shown), indent=2, ensure_ascii=False) + "\n")
@@ -161,9 +161,8 @@ def check(
 
     if vary_seed:
         seed = secrets.randbits(31)
-    for option, path in (("--json", json_file), ("--junit", junit)):
-        if path is not None and not path.absolute().parent.is_dir():
-            _misuse(f"{option} {path}: the folder does not exist; create it first")
+    _check_writable("--json", json_file)
+    _check_writable("--junit", junit)
     if estimator == "peers":
         _print_peers(profile, num_probes, seed, time_limit, json_file)
         raise typer.Exit(0)
@@ -200,6 +199,23 @@ def _probe(name: str) -> Any:
     if name not in known:
         _misuse(f"--probe {name}: choose from {', '.join(known)}")
     return known[name]()
+
+
+def _check_writable(option: str, path: Path | None, *, makes_folders: bool = False) -> None:
+    """Refuses, before any work is done for it, a file that could not be written in the end."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            _misuse(f"{option} {path}: that is a folder; name a file, or move the folder away")
+        folder = path.absolute().parent
+        if makes_folders:
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+        elif not folder.is_dir():
+            _misuse(f"{option} {path}: the folder does not exist; create it first")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        _misuse(f"{option} {path}: {error.strerror}; name another folder, in which you may write")
 
 
 def _write(path: Path, text: str) -> None:
@@ -300,8 +316,8 @@ def mutants(
 
     if vary_seed:
         seed = secrets.randbits(31)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        _misuse(f"--json {json_file}: the folder does not exist; create it first")
+    _check_writable("--json", json_file)
+    _check_writable("--out", out and out / "figures" / "*", makes_folders=True)
     progress = Console(stderr=True)
     try:
         matrix = kill_matrix.kill_matrix(

@@ -321,6 +321,8 @@ def _probe_groups(
     if probes is not None:
         if not isinstance(probes, Tensor):
             raise TypeError(f"probes is a {type(probes).__name__}: pass a tensor, torch.as_tensor(probes)")
+        if probes.is_complex():
+            raise TypeError(f"probes is {probes.dtype}: pass real numbers, probes.real and probes.imag one by one")
         if probes.ndim != 2 or len(probes) != problem.num_params or not probes.shape[1]:
             raise ValueError(
                 f"probes has shape {tuple(probes.shape)}: pass a P×K tensor, P = {problem.num_params} in the order of "
@@ -339,7 +341,7 @@ def _probe_groups(
 
 
 def _check_num_probes(num_probes: int) -> None:
-    if not isinstance(num_probes, int | np.integer) or num_probes < 1:
+    if isinstance(num_probes, bool) or not isinstance(num_probes, int | np.integer) or num_probes < 1:
         raise ValueError(f"num_probes is {num_probes!r}: pass a whole number of at least 1")
 
 

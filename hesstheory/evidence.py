@@ -81,12 +81,13 @@ class Check:
 def verdict(checks: Sequence[Check]) -> Verdict:
     """Verdict of the checks alone, before the mutants have their say."""
     statuses = {check.status for check in checks}
-    if Status.FAILED in statuses:
-        unconditional = any(check.status is Status.FAILED and not check.condition for check in checks)
-        return Verdict.REFUTED if unconditional or Status.PASSED not in statuses else Verdict.CONDITIONAL
-    if Status.INCONCLUSIVE in statuses or Status.PASSED not in statuses:
+    if any(check.status is Status.FAILED and not check.condition for check in checks):
+        return Verdict.REFUTED
+    if Status.INCONCLUSIVE in statuses:  # it might refute what the others leave standing under a condition
         return Verdict.INCONCLUSIVE
-    return Verdict.HOLDS
+    if Status.FAILED in statuses:
+        return Verdict.CONDITIONAL if Status.PASSED in statuses else Verdict.REFUTED
+    return Verdict.HOLDS if Status.PASSED in statuses else Verdict.INCONCLUSIVE
 
 
 # --- symbolic -------------------------------------------------------------------------------------------------------
@@ -100,9 +101,25 @@ def symbolic(name: str, left: Any, right: Any) -> Check:
     if sides[0].shape != sides[1].shape or not sides[0].size:
         raise ValueError(f"{name}: the sides have shapes {sides[0].shape} and {sides[1].shape}")
     for a, b in zip(*map(np.ravel, sides), strict=True):
-        if (difference := sympy.simplify(sympy.expand(sympy.sympify(a) - sympy.sympify(b)))) != 0:
-            return Check(name, Kind.SYMBOLIC, Status.FAILED, f"the sides differ by {difference}")
+        difference = sympy.expand(sympy.sympify(a) - sympy.sympify(b))
+        if difference == 0:
+            continue
+        if point := _where_not_zero(difference):
+            return Check(name, Kind.SYMBOLIC, Status.FAILED, f"the sides differ {point}")
+        if (rest := sympy.simplify(difference)) != 0:
+            return Check(name, Kind.SYMBOLIC, Status.FAILED, f"the sides differ by {rest}")
     return Check(name, Kind.SYMBOLIC, Status.PASSED, "the difference simplifies to 0")
+
+
+def _where_not_zero(difference: Any) -> str:
+    """A point of distinct primes at which an expression is a rational number other than 0, or nothing."""
+    import sympy
+
+    point = {x: sympy.prime(10 + n) for n, x in enumerate(sorted(difference.free_symbols, key=str))}
+    value = difference.subs(point)
+    if not value.is_Rational or value == 0:
+        return ""
+    return f"by {value} at " + ", ".join(f"{x} = {prime}" for x, prime in point.items())
 
 
 # --- exact ----------------------------------------------------------------------------------------------------------
@@ -213,16 +230,17 @@ class SequentialTest:
 
     @property
     def detectable(self) -> Any:
-        """A |E X − target| that is called different with at least the declared power.
+        """A |E X − target| that is called different with at least the declared power, whatever the other entries are.
 
-        To miss it, the mean must err by more than d − e at a look that accepts errors up to e; every look is given an
-        equal share of 1 − power. Early looks count: they may agree before the last one could differ.
+        To miss it, the mean must err by more than d − e at a look that accepts errors up to e; every look that can
+        accept is given an equal share of 1 − power. Early looks count, where the margins of all entries leave room:
+        they may agree before the last one could differ.
         """
-        *early, last = self.looks
-        accepted = {n: np.asarray(self.margin) - self.half_width(n) for n in early} | {last: self.half_width(last)}
-        share = 2 * (1 - self.power) / len(self.looks)
-        reach = [np.where(e >= 0, e + self.tail.half_width(n, share), 0.0) for n, e in accepted.items()]
-        return np.max(np.broadcast_arrays(*reach), axis=0)
+        widths = {n: self.half_width(n) for n in self.looks}
+        accepted = {n: np.minimum(self.margin - width, width) for n, width in widths.items()}
+        accepted = {n: e for n, e in accepted.items() if np.all(e >= 0)}
+        share = 2 * (1 - self.power) / len(accepted)
+        return np.max([e + self.tail.half_width(n, share) for n, e in accepted.items()], axis=0)
 
     def decide(self, error: Any, num_draws: int) -> Status | None:
         """Outcome of a look from |mean − target|, or None to go on."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 Batch = tuple[Any, Any] | list[Any]  # (inputs, targets); a DataLoader gives lists
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 _DROPOUT = nn.modules.dropout._DropoutNd
-_MEAN_CURE = "; use reduction='mean', or pass all samples as one batch"
+_MEAN_CURE = "; drop samples with ignored targets, use reduction='mean', or pass all samples as one batch"
 
 
 class NotTwiceDifferentiable(RuntimeError):
@@ -100,21 +101,25 @@ class Problem:
         *,
         allow_train_mode: bool = False,
     ) -> None:
-        self.model = model
+        _check_types(model, loss_fn)
         self.loss_fn = loss_fn
-        with torch.random.fork_rng([]):  # a DataLoader draws from the global stream
-            self.batches: tuple[Batch, ...] = tuple(batches)
+        self.batches = _read(batches)
         self.allow_train_mode = allow_train_mode
         self.batch_sizes = _batch_sizes(self.batches)
-        self.params: Mapping[str, Tensor] = MappingProxyType(
-            {name: p for name, p in model.named_parameters() if p.requires_grad}
-        )
+        self._differentiate(model)
         _check_parameters(self.params)
         if not allow_train_mode:
             _check_modes(model)
         self.partition = partition if partition is not None else Partition.by_layer(model)
         _check_partition(self.partition, self.params)
         self._check_risk()
+
+    def _differentiate(self, model: nn.Module) -> None:
+        self.model = model
+        self.params: Mapping[str, Tensor] = MappingProxyType(
+            {name: p for name, p in model.named_parameters() if p.requires_grad}
+        )
+        self._layout = _layout(model)
 
     def __repr__(self) -> str:
         return (
@@ -176,8 +181,7 @@ class Problem:
     def with_batches(self, batches: Iterable[Batch]) -> Problem:
         """The same model, loss and partition over other batches."""
         other = copy.copy(self)
-        with torch.random.fork_rng([]):
-            other.batches = tuple(batches)
+        other.batches = _read(batches)
         other.batch_sizes = _batch_sizes(other.batches)
         if len(other.batches) > 1 and self._no_mean:
             raise ValueError(self._no_mean + _MEAN_CURE)
@@ -199,13 +203,13 @@ class Problem:
         if isinstance(loss_fn, nn.Module):  # it may hold weights of its own
             loss_fn = copy.deepcopy(loss_fn).double()
         other = self.with_batches(tree_map(_to_double, batch) for batch in self.batches)
-        other.model, other.loss_fn = model, loss_fn
+        other.loss_fn = loss_fn
+        other._differentiate(model)
         if _leaves(self.loss(self.batches[0])) & _leaves(other.loss(other.batches[0])):
             raise ValueError(
                 "loss_fn reads parameters of the model by itself, so that a float64 copy would be measured "
                 "wrongly: call model.double() before building the Problem, or let the model return the penalty"
             )
-        other.params = MappingProxyType({name: p for name, p in model.named_parameters() if p.requires_grad})
         return other
 
     def samples(self) -> Iterator[Problem]:
@@ -217,7 +221,11 @@ class Problem:
     # --- forward ----------------------------------------------------------------------------------------------------
 
     def outputs(self, batch: Batch) -> Any:
-        """f_θ(x) with its graph; buffers, RNG state and modes of the model are left as they were."""
+        """f_θ(x) with its graph; buffers, RNG state and modes of the model are left as they were.
+
+        Raises ValueError where the model is no longer the one that the problem was built of; values may change.
+        """
+        self._check_unchanged()
         inputs = batch[0]
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         kwargs = inputs if isinstance(inputs, dict) else {}
@@ -231,18 +239,35 @@ class Problem:
 
     def loss_of(self, outputs: Any, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss of given outputs of one batch."""
+        loss = self._number(outputs, batch)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"the loss of a batch of {_length(batch[0])} samples is {loss.item()}: look for NaN or infinity in the "
+                "inputs, the targets and the parameters, or drop a batch whose targets are all ignored; a curvature of "
+                "it would be meaningless"
+            )
+        return loss
+
+    def _number(self, outputs: Any, batch: Batch) -> Float[Tensor, ""]:
+        """What loss_fn gives, finite or not."""
         with self._undisturbed():
             loss = self.loss_fn(outputs, batch[1])
         if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.is_complex():
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"loss_fn returned {shape}, not one real number: let it return the mean over the batch")
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"the loss of a batch of {_length(batch[0])} samples is {loss.item()}: look for NaN or infinity in the "
-                "inputs, the targets and the parameters; a curvature of it would be meaningless"
-            )
         with differentiating():
             return loss.reshape(())
+
+    def _check_unchanged(self) -> None:
+        if (now := _layout(self.model)) != self._layout:
+            names = now.keys() | self._layout.keys()
+            changed = sorted(name for name in names if now.get(name) != self._layout.get(name))
+            raise ValueError(
+                f"{', '.join(changed)} of the model changed after the Problem was built (replaced, frozen, unfrozen, "
+                "converted or moved): build a new Problem from the model as it is now"
+            )
+        if not self.allow_train_mode:
+            _check_modes(self.model)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -258,7 +283,8 @@ class Problem:
 
     def _check_risk(self) -> None:
         batch = self.batches[0]
-        loss = self.loss(batch)
+        with self._naming(0):
+            loss = self.loss(batch)
         if not self.allow_train_mode:
             again = self._with_other_random_numbers(batch)
             if not torch.isclose(loss, again, rtol=torch.finfo(loss.dtype).eps ** 0.5, atol=0.0):
@@ -266,7 +292,7 @@ class Problem:
                     f"two forward passes on the same batch gave {loss.item()!r} and {again.item()!r}: the model is "
                     "random (functional dropout?) or remembers; call model.eval(), or pass allow_train_mode=True"
                 )
-        self._no_mean = next(filter(None, (self._why_no_mean(batch) for batch in self.batches)), "")
+        self._no_mean = next(filter(None, map(self._why_no_mean, range(len(self.batches)))), "")
         if self._no_mean and len(self.batches) > 1:
             raise ValueError(self._no_mean + _MEAN_CURE)
         if self._no_mean:
@@ -279,6 +305,23 @@ class Problem:
                 stacklevel=3,
             )
 
+    @contextmanager
+    def _naming(self, number: int) -> Iterator[None]:
+        """Says of a forward pass that fails what was given to what."""
+        try:
+            yield
+        except (NotTwiceDifferentiable, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, TypeError, AttributeError, LookupError) as error:
+            inputs, targets = self.batches[number]
+            reason = str(error).partition("\n")[0]
+            hint = "; a list is one input: use a tuple or a dict for several" if isinstance(inputs, list) else ""
+            raise ValueError(
+                f"the model or the loss fails on batch {number} ({type(error).__name__}: {reason}): the inputs are "
+                f"{_described(inputs)}, the targets {_described(targets)}, the model is {self.dtype} on {self.device}; "
+                f"bring them to one dtype and device with .to(), and try loss_fn(model(inputs), targets) by hand{hint}"
+            ) from error
+
     def _with_other_random_numbers(self, batch: Batch) -> Tensor:
         generators = [torch.default_generator, *(torch.cuda.default_generators[d.index] for d in self._cuda_devices)]
         with torch.random.fork_rng(self._cuda_devices):
@@ -286,16 +329,24 @@ class Problem:
                 generator.manual_seed(torch.initial_seed() ^ 1)
             return self.loss(batch)
 
-    def _why_no_mean(self, batch: Batch) -> str:
+    def _why_no_mean(self, number: int) -> str:
         """What shows that the loss of a batch is no mean over its samples; its outputs alone show it, at no cost."""
-        outputs, targets, size = self.outputs(batch), batch[1], _length(batch[0]) or 0
-        leaves = [leaf for leaf in tree_leaves((outputs, targets)) if leaf is not None]
-        if size < 2 or not all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in leaves):
-            return ""
-        whole, first, rest = (
-            self.loss_of(*tree_map(partial(_rows, start=start, stop=stop), (outputs, batch))).item()
-            for start, stop in ((0, size), (0, 1), (1, size))
+        batch, size = self.batches[number], self.batch_sizes[number]
+        with self._naming(number):
+            outputs = self.outputs(batch)
+            leaves = [leaf for leaf in tree_leaves((outputs, batch[1])) if leaf is not None]
+            if size < 2 or not all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf in leaves):
+                return ""
+            whole = self.loss_of(outputs, batch).item()
+        first, rest = (
+            self._number(*tree_map(partial(_rows, start=start, stop=stop), (outputs, batch))).item()
+            for start, stop in ((0, 1), (1, size))
         )
+        if not math.isfinite(first + rest):
+            return (
+                f"loss_fn gives {whole:.6g} for {size} samples, but {first:.6g} for the first and {rest:.6g} for the "
+                "others: it is not the mean over samples (are the targets of a part ignored, as by ignore_index?)"
+            )
         mean = (first + (size - 1) * rest) / size
         tolerance = size * torch.finfo(self.dtype).eps * (abs(first) + (size - 1) * abs(rest) + abs(whole))
         if abs(mean - whole) <= max(tolerance, 1e-3 * abs(mean) if self.dtype.itemsize < 4 else 0.0):
@@ -347,8 +398,23 @@ def _rows(leaf: Any, start: int, stop: int) -> Any:
     return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf
 
 
+def _described(part: Any) -> str:
+    """Dtype, shape and device of every tensor, and the kind of what is none."""
+    return ", ".join(
+        f"{leaf.dtype} {tuple(leaf.shape)} on {leaf.device}" if isinstance(leaf, Tensor) else type(leaf).__name__
+        for leaf in tree_leaves(part)
+    )
+
+
 def _length(part: Any) -> int | None:
     return next((len(leaf) for leaf in tree_leaves(part) if isinstance(leaf, Tensor) and leaf.ndim), None)
+
+
+def _read(batches: Iterable[Batch]) -> tuple[Batch, ...]:
+    if isinstance(batches, Tensor | Mapping | str) or not isinstance(batches, Iterable):
+        raise TypeError(f"batches is a {type(batches).__name__}: pass a list of (inputs, targets), or a DataLoader")
+    with torch.random.fork_rng([]):  # a DataLoader draws from the global stream
+        return tuple(batches)
 
 
 def _batch_sizes(batches: Sequence[Batch]) -> tuple[int, ...]:
@@ -357,7 +423,9 @@ def _batch_sizes(batches: Sequence[Batch]) -> tuple[int, ...]:
     sizes = []
     for number, batch in enumerate(batches):
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            raise ValueError(f"batch {number} is a {type(batch).__name__}, not a pair: pass (inputs, targets)")
+            raise ValueError(
+                f"batch {number} is a {type(batch).__name__}, not a pair: pass (inputs, targets) for every batch"
+            )
         inputs, targets = (_length(part) for part in batch)
         if not inputs:
             raise ValueError(f"batch {number} has no samples: drop it, or pass tensors with the samples along axis 0")
@@ -365,6 +433,21 @@ def _batch_sizes(batches: Sequence[Batch]) -> tuple[int, ...]:
             raise ValueError(f"batch {number} has {inputs} inputs but {targets} targets: give one target per input")
         sizes.append(inputs)
     return tuple(sizes)
+
+
+def _layout(model: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """What of the parameters must stay while their values change."""
+    return {name: (id(p), p.requires_grad, p.dtype, p.device, p.shape) for name, p in model.named_parameters()}
+
+
+def _check_types(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: pass a torch.nn.Module (an instance, not its class)")
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn is {loss_fn!r}: pass a function, such as torch.nn.functional.cross_entropy")
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    if lazy := [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]:
+        raise ValueError(f"{', '.join(lazy)} of the model have no shape yet: call model(inputs) once before")
 
 
 def _check_parameters(params: Mapping[str, Tensor]) -> None:
@@ -375,15 +458,53 @@ def _check_parameters(params: Mapping[str, Tensor]) -> None:
             raise ValueError(f"the parameters have several {what}s {sorted(map(str, kinds))}: bring the model to one")
     if not next(iter(params.values())).is_floating_point():
         raise ValueError("the parameters are not real floating point numbers: convert the model with .double()")
+    if next(iter(params.values())).is_meta:
+        raise ValueError("the parameters are on the meta device, without values: use model.to_empty() and load them")
     if bad := [name for name, p in params.items() if not bool(torch.isfinite(p).all())]:
         raise ValueError(f"{', '.join(bad)} holds NaN or infinity: restore a checkpoint from before the divergence")
-    storages: dict[int, str] = {}
-    for name, p in params.items():
-        if p.numel() and (other := storages.setdefault(p.data_ptr(), name)) != name:
+    _check_storage(params)
+
+
+def _check_storage(params: Mapping[str, Tensor]) -> None:
+    """Refuses entries that share memory, which autograd takes for different ones; views that interleave are fine."""
+    before: list[tuple[int, str]] = []  # where in memory the tensors end that have begun
+    for name, p in sorted(params.items(), key=lambda item: item[1].data_ptr()):
+        if not p.numel():
+            continue
+        if _folds(p):
             raise ValueError(
-                f"{other} and {name} are two parameters over one storage: autograd does not know that they are tied "
-                "and drops their cross blocks; assign the same nn.Parameter object to both modules"
+                f"entries of {name} share memory (it has strides {p.stride()}; expanded?): make the small tensor the "
+                "parameter and expand it in forward, or give every entry its own with nn.Parameter(p.detach().clone())"
             )
+        before = [(end, other) for end, other in before if end > p.data_ptr()]
+        for _, other in before:
+            if torch.isin(_addresses(p), _addresses(params[other])).any():
+                raise ValueError(
+                    f"{other} and {name} are two parameters over one storage: autograd does not know that they are "
+                    "tied and drops their cross blocks; assign the same nn.Parameter object to both modules, or give "
+                    "one a clone"
+                )
+        before.append((p.data_ptr() + p.itemsize * _span(p), name))
+
+
+def _folds(p: Tensor) -> bool:
+    """Whether entries share memory: a dimension does not step over all that the smaller steps reach."""
+    reach = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def _span(p: Tensor) -> int:
+    """Entries from the first in memory to the last."""
+    return 1 + sum((size - 1) * stride for stride, size in zip(p.stride(), p.shape, strict=True))
+
+
+def _addresses(p: Tensor) -> Int[Tensor, " entries"]:
+    offsets = torch.arange(_span(p)).as_strided(p.shape, p.stride())
+    return p.data_ptr() + p.itemsize * offsets.flatten()
 
 
 def _check_modes(model: nn.Module) -> None:
@@ -405,6 +526,10 @@ def _check_modes(model: nn.Module) -> None:
 
 
 def _check_partition(partition: Partition, params: Mapping[str, Tensor]) -> None:
+    if not isinstance(partition, Partition):
+        raise TypeError(
+            f"partition is a {type(partition).__name__}: pass Partition(blocks), or Partition.by_layer(model)"
+        )
     listed = [name for tensors in partition.blocks.values() for name in tensors]
     if unknown := sorted(set(listed) - set(params)):
         raise ValueError(f"the partition names {unknown}, which the model does not train; it trains {list(params)}")

@@ -239,7 +239,6 @@ def _facts(header: Record, end: Record) -> list[tuple[str, str]]:
     return [
         ("profile", _text(header.get("profile"))),
         ("seed", _text(header.get("seed"))),
-        ("seed varied", _text(header.get("vary_seed"))),
         ("fingerprint", _text(header.get("fingerprint"))),
         ("started", _text(header.get("time"))),
         ("ended", _text(end.get("time"))),

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -143,6 +144,18 @@ def test_imports_have_no_cycle():
     assert graph["validation.variance"] >= {"hesstheory.theory", "hesstheory.claims"}
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert set(order) == set(PATHS)
+
+
+IMPORT_NAMES = {"scikit-learn": "sklearn"}
+NOT_YET_USED = {"statsmodels"}
+
+
+def test_core_dependencies_are_imported():
+    """What is installed for everyone is used; a dependency that is used at last leaves the list above."""
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    names = {re.match(r"[\w-]+", line)[0] for line in core}
+    found = {name.split(".")[0] for module, tree in TREES.items() for name in imports(module, tree)}
+    assert {IMPORT_NAMES.get(name, name) for name in names} - found == NOT_YET_USED
 
 
 LOADED = """

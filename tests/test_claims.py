@@ -137,6 +137,11 @@ def twin():
     return 2.0
 
 
+def twin_too():
+    """Is right as well."""
+    return 2.0
+
+
 def broken():
     """Cannot be evaluated."""
     raise ZeroDivisionError("no value")
@@ -182,6 +187,8 @@ MISTAKES = {
     "two unnamed mutants": ({"id": "X2", "mutants": [lambda: 1, lambda: 3]}, r"two mutants of one name"),
     "one function twice": ({"id": "X2", "mutants": [partial(power, 3), partial(power, 4)]}, r"two mutants of one name"),
     "sampling in smoke": ({"id": "X2", "statistical": 1}, r"X2 has statistical checks.*pass profile='ci'"),
+    "expecting not to be decided": ({"id": "X2", "expected": Verdict.UNTESTED}, r"X2 expects UNTESTED.*pass expected="),
+    "expecting to be outdated": ({"id": "X2", "expected": Verdict.STALE}, r"X2 expects STALE.*pass expected="),
     "unknown profile": ({"id": "X2", "profile": "huge"}, r"profile is 'huge': choose from smoke, ci, full"),
 }
 
@@ -264,9 +271,20 @@ def open_ended(subject, context):
     yield from (Check(name, Kind.EMPIRICAL, Status.INCONCLUSIVE) for name in ("tail", "mean"))
 
 
+def limited_and_open(subject, context):
+    yield from open_ended(subject, context)
+    yield holds("small", subject() < 1, "2 is not").unless("n is large")
+
+
 def breaking(subject, context):
     yield exact("value", subject(), 2.0)
     raise ValueError("out of range")
+
+
+def breaks_on_mutants(subject, context):
+    if subject is not two:
+        raise ValueError("out of range")
+    yield exact("value", subject(), 2.0)
 
 
 def mixed(subject, context):
@@ -295,10 +313,12 @@ DECISIONS = {
     "nothing but limits": (only_limited, [three], Verdict.REFUTED, Kind.EXACT, "negative: 2 is not"),
     "undecided": (open_ended, [three], Verdict.INCONCLUSIVE, None, "undecided: tail, mean"),
     "a survivor": (value_is_two, [three, twin], Verdict.INCONCLUSIVE, None, "the checks do not notice twin"),
-    "survivors": (value_is_two, [twin, broken], Verdict.INCONCLUSIVE, None, "the checks do not notice twin, broken"),
+    "survivors": (value_is_two, [twin, twin_too], Verdict.INCONCLUSIVE, None, "the checks do not notice twin, twin_"),
+    "a mutant breaks": (value_is_two, [twin, broken], Verdict.UNTESTED, None, "broken: the mutant itself broke: Zero"),
+    "limited and undecided": (limited_and_open, [three], Verdict.INCONCLUSIVE, Kind.EXACT, "undecided: tail, mean"),
     "a refutation that sees no mutant": (failing, [twin], Verdict.INCONCLUSIVE, Kind.EXACT, "the checks do not notic"),
     "no mutants": (value_is_two, [], Verdict.INCONCLUSIVE, None, "no mutant was tried"),
-    "breaking": (breaking, [three], Verdict.INCONCLUSIVE, None, "ValueError: out of range"),
+    "breaking": (breaking, [three], Verdict.UNTESTED, None, "ValueError: out of range"),
     "no checks": (lambda subject, context: (), [three], Verdict.INCONCLUSIVE, None, "the checks do not notice three"),
     "noise of mutants": (talkative, [three], Verdict.INCONCLUSIVE, None, "the checks do not notice three"),
 }
@@ -373,7 +393,7 @@ def samples(subject, context, times=1):
 def test_sampling_that_is_not_paid_for_is_reported(times, declared):
     found = outcome(partial(samples, times=times), [three], "ci", statistical=declared)
     expected = UNDECLARED.replace("2", str(times), 1).replace("=1", f"={declared}")
-    assert (found.verdict, found.detail) == (Verdict.INCONCLUSIVE, expected)
+    assert (found.verdict, found.detail) == (Verdict.UNTESTED, expected)
 
 
 @pytest.mark.parametrize(("times", "declared"), [(1, 1), (1, 2), (3, 3)])
@@ -530,6 +550,7 @@ def test_everything_that_ran_is_recorded_and_shown(run, tmp_path):
     assert [record["id"] for record in middle] == [record["id"] for record in found.claims] == head["claims"] == ALL
     assert (end["records_run"], end["passed"], end["counts"]) == (shown, True, {"HOLDS": len(ALL)})
     assert {record["run"] for record in (head, *middle, end)} == {head["run"]}
+    assert report.NOTHING not in dict(report._facts(head, end)).values()
     assert set(found.to_json(shown)) == {"claims", "suite_alpha", "records_run", "records_shown"}
 
 
@@ -571,6 +592,8 @@ SURPRISES = [
     ([(value_is_two, Verdict.INCONCLUSIVE)], 1),
     ([(open_ended, Verdict.HOLDS)], 3),
     ([(breaking, Verdict.REFUTED), (value_is_two, Verdict.HOLDS)], 3),
+    ([(breaking, Verdict.INCONCLUSIVE), (value_is_two, Verdict.HOLDS)], 3),
+    ([(breaks_on_mutants, Verdict.INCONCLUSIVE)], 3),
     ([(open_ended, Verdict.HOLDS), (failing, Verdict.HOLDS)], 1),
     ([(open_ended, Verdict.HOLDS), (value_is_two, Verdict.REFUTED)], 1),
 ]

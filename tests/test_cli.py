@@ -200,6 +200,7 @@ EXITS = {
     "refuted, and one undecided": ([(undecided, "HOLDS"), (value_is_three, "HOLDS")], 1),
     "undecided": ([(value_is_two, "HOLDS"), (undecided, "HOLDS")], 3),
     "broken": ([(breaking, "HOLDS")], 3),
+    "broken where nothing is expected": ([(breaking, "INCONCLUSIVE")], 3),
 }
 
 
@@ -242,38 +243,57 @@ MISUSE = {
     "one unknown claim": (["T14.b", "T1.zz"], r"no claim 'T1.zz'"),
     "unknown profile": (["--profile", "huge"], r"profile is 'huge': choose from smoke, ci, full"),
     "claim beyond the profile": (["T1.b"], r"the smoke profile cannot decide T1.b: pass a larger --profile"),
-    "out is a file": (["T14.b", "--out", "{}/file"], r"/file"),
-    "out in a file": (["T14.b", "--out", "{}/file/out"], r"/file"),
-    "out cannot be written": (["T14.b", "--out", "/proc/out"], r"/proc/out"),
-    "the ledger is a folder": (["T14.b", "--out", "{}/ledger taken"], r"ledger.jsonl"),
+    "out is a file": (["T14.b", "--out", "{}/file"], r"--out .*/file/reports/.*Not a directory; name another folder"),
+    "out in a file": (["T14.b", "--out", "{}/file/out"], r"--out .*/file/out.*Not a directory; name another folder"),
+    "out cannot be written": (["T14.b", "--out", "/proc/out"], r"--out /proc/out.*; name another folder"),
+    "the ledger is a folder": (
+        ["T14.b", "--out", "{}/ledger taken"],
+        r"ledger.jsonl: that is a folder; .*move the fol",
+    ),
+    "the page is a folder": (["T14.b", "--out", "{}/page taken"], r"index.html: that is a folder; .*move the folder"),
+    "figures is a file": (["T14.b", "--out", "{}/figures taken"], r"--out .*/figures.*Not a directory"),
+    "json is a folder": (["T14.b", "--json", "{}/summary taken"], r"summary taken: that is a folder; name a file"),
+    "json is the root": (["T14.b", "--json", "/"], r"--json /: that is a folder; name a file"),
+    "json cannot be written": (["T14.b", "--json", "/proc/x"], r"--json /proc/x: .*; name another folder"),
     "no folder for json": (["T14.b", "--json", "{}/none/x.json"], r"none/x.json: the folder does not exist; create it"),
     "json in a file": (["T14.b", "--json", "{}/file/x.json"], r"file/x.json: the folder does not exist"),
     "no workers": (["T14.b", "--workers", "-1"], r"Invalid value for '--workers'"),
     "no number": (["T14.b", "--seed", "x"], r"Invalid value for '--seed'"),
     "unknown option": (["T14.b", "--quick"], r"No such option.*--quick"),
 }
-FOUND_LATE = {
-    "json is a folder": (["T14.b", "--json", "{}/summary taken"], r"summary taken"),
-    "figures is a file": (["T14.b", "--out", "{}/figures taken"], r"figures"),
-    "the page is a folder": (["T14.b", "--out", "{}/page taken"], r"index.html"),
-}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [pytest.param(*case, id=name) for name, case in MISUSE.items()]
-    + [pytest.param(*case, id=name) for name, case in FOUND_LATE.items()],
-)
+@pytest.mark.parametrize(("arguments", "message"), MISUSE.values(), ids=MISUSE)
 def test_misuse(arguments, message, tmp_path, monkeypatch):
-    """Exit code 2 and one message on stderr that holds what is wrong; nothing on stdout, no traceback."""
+    """Exit code 2 and one message on stderr that holds what is wrong; nothing on stdout, no traceback, no new file."""
     monkeypatch.chdir(tmp_path)
     folder = blocked(tmp_path)
+    before = set(folder.rglob("*"))
     result = smoke(*[argument.format(folder) for argument in arguments])
     assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
     assert re.search(message, result.stderr, re.DOTALL)
     assert result.stdout == ""
     assert "Traceback" not in result.stderr
+    assert set(folder.rglob("*")) == before
+
+
+OUTPUTS = {
+    "check, json": (["check", "none.py:none", "--json"], "/proc/x"),
+    "check, junit": (["check", "none.py:none", "--junit"], "/proc/x"),
+    "check, json in no folder": (["check", "none.py:none", "--json"], "none/x"),
+    "mutants, json": (["mutants", "Nothing", "--json"], "/proc/x"),
+    "mutants, out": (["mutants", "Nothing", "--out"], "/proc/x"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "path"), OUTPUTS.values(), ids=OUTPUTS)
+def test_outputs_of_the_other_commands_are_tried_first(arguments, path, tmp_path, monkeypatch):
+    """Before they miss the estimator."""
+    monkeypatch.chdir(tmp_path)
+    result = hesstheory_(*arguments, path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.search(rf"{arguments[-1]} {path}\S*: .*; (name another folder|create it first)", result.stderr)
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]], ids=str)

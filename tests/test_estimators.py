@@ -193,6 +193,9 @@ REFUSED = {
     "no probe": (lambda: LayerwiseTrace(0), "at least 1"),
     "negative": (lambda: BlockSeparatedTrace(-3), "at least 1"),
     "half a probe": (lambda: LayerwiseTrace(2.5), "pass a whole number of at least 1"),
+    "True": (lambda: LayerwiseTrace(True), "num_probes is True: pass a whole number of at least 1"),
+    "False": (lambda: BlockSeparatedTrace(False), "pass a whole number of at least 1"),
+    "numpy's True": (lambda: BlockSeparatedTrace(np.True_), "pass a whole number of at least 1"),
     "a name": (lambda: LayerwiseTrace("10"), "pass a whole number of at least 1"),
 }
 
@@ -345,6 +348,7 @@ GIVEN = {
     "no columns": (lambda P: torch.ones(P, 0), ValueError, "pass a P×K tensor"),
     "NaN": (lambda P: torch.full((P, 2), torch.nan), ValueError, "every entry must be finite"),
     "infinity": (lambda P: torch.full((P, 2), torch.inf), ValueError, "every entry must be finite"),
+    "complex": (lambda P: torch.ones(P, 2, dtype=torch.complex128), TypeError, "torch.complex128: pass real numbers"),
     "an array": (lambda P: np.ones((P, 2)), TypeError, r"is a ndarray: pass a tensor, torch\.as_tensor"),
     "a list": (lambda P: [[1.0]] * P, TypeError, "is a list: pass a tensor"),
 }

@@ -68,6 +68,18 @@ def two_parameters_over_one_storage():
     return model
 
 
+def over_one_buffer(*views):
+    """An mlp whose weights (4×3 and 2×4) are the given views of one flat tensor."""
+    model, flat = mlp(), torch.linspace(-1, 1, 40)
+    for number, view in zip((0, 2), views, strict=True):
+        model[number].weight = nn.Parameter(view(flat))
+    return model
+
+
+def expanded():
+    return over_one_buffer(lambda flat: flat[:3].expand(4, 3), lambda flat: flat[3:11].view(2, 4))
+
+
 def poisoned(model, value):
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] = value
@@ -111,6 +123,31 @@ MODELS = {
     "several devices": (lambda: changed(mlp(), lambda model: model[0].to("meta")), "bring the model to one"),
     "complex": (lambda: nn.ParameterList([torch.zeros(3, dtype=torch.complex128)]), r"\.double\(\)"),
     "two parameters over one storage": (two_parameters_over_one_storage, "assign the same nn.Parameter"),
+    "two parameters that overlap": (
+        lambda: over_one_buffer(lambda flat: flat[:12].view(4, 3), lambda flat: flat[11:19].view(2, 4)),
+        "0.weight and 2.weight.*give one a clone",
+    ),
+    "two parameters that overlap in one entry, upside down": (
+        lambda: over_one_buffer(lambda flat: flat[9::2][:12].view(4, 3), lambda flat: flat[2:10].view(4, 2).t()),
+        "2.weight and 0.weight.*give one a clone",
+    ),
+    "arrays that overlap": (
+        lambda: over_one_buffer(
+            lambda flat: flat[:12].view(4, 3), lambda flat: torch.from_numpy(flat.numpy()[4:12]).view(2, 4)
+        ),
+        "0.weight and 2.weight.*give one a clone",
+    ),
+    "expanded parameter": (expanded, r"0.weight share memory.*expand it in forward, or.*clone\(\)"),
+    "sliding windows": (
+        lambda: over_one_buffer(lambda flat: flat[:6].unfold(0, 3, 1), lambda flat: flat[6:14].view(2, 4)),
+        r"0.weight share memory.*clone\(\)",
+    ),
+    "meta device": (lambda: mlp().to("meta"), r"to_empty\(\)"),
+    "lazy layer": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), r"0.weight, 0.bias.*call model\(inputs\)"),
+    "lazy buffers": (
+        lambda: nn.Sequential(mlp(), nn.LazyBatchNorm1d(affine=False)).eval(),
+        r"1.running_mean.*call model\(inputs\)",
+    ),
     "train-mode batch norm": (lambda: nn.Sequential(mlp(), nn.BatchNorm1d(2)), MODE),
     "batch norm without statistics": (
         lambda: nn.Sequential(mlp(), nn.BatchNorm1d(2, track_running_stats=False)).eval(),
@@ -155,6 +192,97 @@ def test_harmless_train_mode_is_allowed(dropout, build):
     Problem(model, F.mse_loss, [data()])
 
 
+DISJOINT = {
+    "one after the other": (lambda flat: flat[:12].view(4, 3), lambda flat: flat[12:20].view(2, 4)),
+    "transposed": (lambda flat: flat[8:20].view(3, 4).t(), lambda flat: flat[:8].view(4, 2).t()),
+    "every other entry": (lambda flat: flat[::2][:12].view(4, 3), lambda flat: flat[1::2][:8].view(2, 4)),
+    "columns": (lambda flat: flat.view(4, 10)[:, :3], lambda flat: flat.view(4, 10)[:, 3:5].t()),
+}
+
+
+@pytest.mark.parametrize("views", DISJOINT.values(), ids=DISJOINT)
+def test_views_of_one_buffer_that_do_not_overlap_are_allowed(views, build):
+    model = build(lambda: over_one_buffer(*views))
+    copied = copy.deepcopy(model)
+    seen, expected = (hessian(Problem(net, F.mse_loss, [data()])).to_dense() for net in (model, copied))
+    torch.testing.assert_close(seen, expected, rtol=1e-12, atol=1e-14)
+
+
+WRONG_TYPES = {
+    "a function for a model": ({"model": F.relu}, r"model is a function: pass a torch\.nn\.Module"),
+    "a class for a model": ({"model": nn.Linear}, "model is a type: .*not its class"),
+    "no model": ({"model": None}, r"pass a torch\.nn\.Module"),
+    "a name for a loss": ({"loss_fn": "ce"}, "loss_fn is 'ce': pass a function"),
+    "no loss": ({"loss_fn": None}, "loss_fn is None: pass a function"),
+    "no batches": ({"batches": None}, r"batches is a NoneType: pass a list of \(inputs, targets\)"),
+    "a tensor for batches": ({"batches": torch.ones(8, 3)}, "batches is a Tensor: pass a list"),
+    "a dict for batches": ({"batches": dict([data()])}, "batches is a dict: pass a list"),
+    "a data set for batches": ({"batches": TensorDataset(*data())}, "batches is a TensorDataset: .*or a DataLoader"),
+    "a dict for a partition": ({"partition": {"all": ("0.weight",)}}, r"pass Partition\(blocks\)"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "cure"), WRONG_TYPES.values(), ids=WRONG_TYPES)
+def test_wrong_types_are_refused(wrong, cure, build, unchecked):
+    right = {"model": build(mlp), "loss_fn": F.mse_loss, "batches": [data()]}
+    with pytest.raises(TypeError, match=cure):
+        Problem(**right | wrong)
+    for name, part in wrong.items():
+        if name in ("batches", "partition"):
+            with pytest.raises(TypeError, match=cure):
+                getattr(Problem(**right), f"with_{name}")(part)
+
+
+class Adds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x, y):
+        return self.net(x + y)
+
+
+LIST = "a list is one input: use a tuple or a dict for several"
+FAILING = {
+    "inputs in float32": (
+        mlp, [data(), (data()[0].float(), data()[1])],
+        r"fails on batch 1 \(RuntimeError: .*inputs are torch.float32 \(8, 3\) on cpu.*model is torch.float64 on cpu; "
+        r"bring them to one dtype and device with \.to\(\)",
+    ),
+    "integer inputs": (mlp, [(torch.ones(8, 3, dtype=torch.int64), data()[1])], "batch 0.*inputs are torch.int64"),
+    "inputs elsewhere": (mlp, [(data()[0].to("meta"), data()[1])], "inputs are torch.float64.* on meta.*one dtype and"),
+    "targets elsewhere": (mlp, [data(), (data()[0], data()[1].to("meta"))], "batch 1.*the targets .* on meta"),
+    "too many features": (mlp, [data(num_in=5)], r"inputs are torch.float64 \(8, 5\).*try loss_fn"),
+    "no such embedding": (
+        lambda: nn.Sequential(nn.Embedding(2, 3), mlp()), [(torch.full((8,), 7), data()[1])], "IndexError: .*int64",
+    ),
+    "a list of inputs": (Adds, [([data()[0], data()[0]], data()[1])], LIST),
+    "a list where the shape is read": (
+        lambda: nn.Sequential(Calls(lambda x: x.flatten(1)), mlp()), [([data()[0]], data()[1])], LIST,
+    ),
+    "no such keyword": (Adds, [({"x": data()[0], "z": data()[0]}, data()[1])], "TypeError: .*'z'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "batches", "cure"), FAILING.values(), ids=FAILING)
+def test_a_forward_pass_that_fails_is_explained(model, batches, cure, build):
+    with pytest.raises(ValueError, match=cure) as caught:
+        Problem(build(model), F.mse_loss, batches)
+    assert isinstance(caught.value.__cause__, RuntimeError | TypeError | AttributeError | LookupError)
+    assert (LIST in str(caught.value)) == (cure == LIST)
+
+
+def test_a_forward_pass_that_says_itself_what_is_wrong_is_left_alone(build):
+    for error in (NotTwiceDifferentiable("no second derivative"), ValueError("own words")):
+        with pytest.raises(type(error)) as caught:
+            Problem(build(lambda error=error: between_layers(partial(raising, error))), F.mse_loss, [data()])
+        assert caught.value is error
+
+
+def raising(error, x):
+    raise error
+
+
 def sum_loss(outputs, targets):
     return (outputs - targets).square().sum()
 
@@ -173,6 +301,8 @@ NO_MEANS = {
     "class weights": (mlp, CLASS_WEIGHTS, classes([0, 1, 0, 0, 1, 1, 0, 1])),
     "class weights, seen in batch 1 only": (mlp, CLASS_WEIGHTS, classes([0, 0, 0, 0, 1, 1, 0, 1])),
     "ignored targets in batch 1": (mlp, F.cross_entropy, classes([0, 1, 0, 0, -100, 1, 0, 1])),
+    "the first target ignored": (mlp, F.cross_entropy, classes([-100, 1, 0, 0, 1, 1, 0, 1])),
+    "all targets but the first of batch 1 ignored": (mlp, F.cross_entropy, classes([0, 1, 0, 0] + [-100] * 4)),
     "sum over a tuple of outputs": (lambda: nn.Sequential(mlp(), Calls(lambda x: (x, x))), pair_sum_loss, data()[1]),
 }
 
@@ -199,6 +329,17 @@ def test_a_loss_that_is_no_mean_is_taken_as_it_stands_on_one_batch(build):
     torch.testing.assert_close(hessian(total).to_dense(), targets.numel() * hessian(mean).to_dense())
 
 
+@pytest.mark.parametrize("targets", [[-100, 1, 0], [1, -100, -100]], ids=["first", "others"])
+def test_a_part_whose_targets_are_all_ignored_is_named(targets, build):
+    with pytest.warns(UserWarning, match=r"nan for the (first|others).*ignore_index.*as it stands"):
+        problem = Problem(build(mlp), F.cross_entropy, [(data(3)[0], classes(targets))])
+    used = torch.tensor(targets) >= 0
+    kept = Problem(problem.model, F.cross_entropy, [(data(3)[0][used], classes(targets)[used])])
+    torch.testing.assert_close(hessian(problem).to_dense(), hessian(kept).to_dense(), rtol=1e-12, atol=1e-14)
+    with pytest.raises(ValueError, match="drop a batch whose targets are all ignored"):
+        Problem(problem.model, F.cross_entropy, [(data(3)[0], classes([-100] * 3))])
+
+
 LOSSES = {
     "one number per sample": lambda outputs, targets: (outputs - targets).square().mean(1),
     "a Python number": lambda outputs, targets: 1.0,
@@ -219,6 +360,76 @@ def test_a_loss_that_becomes_nan_later_is_refused(build):
     for look in (hessian(problem).to_dense, ggn(problem).to_dense, lambda: LayerwiseTrace(2)(problem, STREAM())):
         with pytest.raises(ValueError, match="look for NaN"):
             look()
+
+
+CHANGES = {
+    "a layer replaced": (lambda model: model.__setitem__(2, nn.Linear(4, 2)), "2.bias, 2.weight of the model changed"),
+    "a layer added": (lambda model: model.append(nn.Linear(2, 2)), "6.bias, 6.weight of the model changed"),
+    "a parameter removed": (lambda model: model[0].register_parameter("bias", None), "0.bias of the model changed"),
+    "a parameter tied": (lambda model: setattr(model[2], "bias", model[1].slope), "2.bias of the model changed"),
+    "frozen": (lambda model: model[0].requires_grad_(False), "0.bias, 0.weight .*frozen"),
+    "unfrozen": (lambda model: model[3].requires_grad_(), "3.bias, 3.weight .*unfrozen"),
+    "a frozen layer replaced": (
+        lambda model: model.__setitem__(3, nn.Linear(2, 2).requires_grad_(False)), "3.bias, 3.weight .*replaced",
+    ),
+    "converted": (lambda model: model.float(), "0.bias, .*converted"),
+    "cut": (lambda model: setattr(model[2].weight, "data", model[2].weight.data[:1]), "2.weight of the model changed"),
+    "dropout in train mode": (lambda model: model[4].train(), "dropout '4' is active.*" + MODE),
+    "batch norm in train mode": (lambda model: model[5].train(), "batch norm '5' is in train mode.*" + MODE),
+}  # fmt: skip
+
+
+class Sloped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.ones(2))
+
+    def forward(self, x):
+        return self.slope.sum() * x.tanh()
+
+
+def changeable():
+    frozen = nn.Linear(2, 2).requires_grad_(False)
+    return nn.Sequential(nn.Linear(3, 4), Sloped(), nn.Linear(4, 2), frozen, nn.Dropout(), nn.BatchNorm1d(2)).eval()
+
+
+@pytest.mark.parametrize(("change", "what"), CHANGES.values(), ids=CHANGES)
+def test_a_model_that_changed_since_is_refused(change, what, build):
+    problem = Problem(build(changeable), F.mse_loss, [data()])
+    views = [problem, problem.with_batches(halves(*data())), next(problem.samples())]
+    views.append(problem.with_partition(Partition.by_tensor(problem.model)))
+    build(lambda: change(problem.model))
+    cure = "" if MODE in what else ".*build a new Problem"
+    for seen in views:
+        for look in (hessian, ggn):
+            with pytest.raises(ValueError, match=what + cure):
+                look(seen).to_dense()
+
+
+def test_values_may_change_and_other_models_are_left_alone(build):
+    problem = Problem(build(changeable), F.mse_loss, [data()])
+    before = hessian(problem).to_dense()
+    with torch.no_grad():
+        for p in problem.params.values():
+            p.mul_(2)
+    problem.model[2].weight.data = problem.model[2].weight.detach() + 1
+    problem.model.train()
+    problem.model.eval()
+    fresh = Problem(problem.model, F.mse_loss, [data()])
+    assert torch.equal(hessian(problem).to_dense(), hessian(fresh).to_dense())
+    assert not torch.equal(hessian(problem).to_dense(), before)
+    moded = Problem(problem.model, F.mse_loss, [data()], allow_train_mode=True)
+    problem.model.train()
+    assert torch.isfinite(moded.loss(moded.batches[0]))
+
+
+def test_a_float32_model_is_guarded_beside_its_copy(build):
+    problem = Problem(build(changeable).float(), F.mse_loss, [data(dtype=torch.float32)])
+    double = problem.double()
+    problem.model[0].requires_grad_(False)
+    hessian(double).to_dense()
+    with pytest.raises(ValueError, match="build a new Problem"):
+        hessian(problem).to_dense()
 
 
 PARTITIONS = {

@@ -61,7 +61,7 @@ def synthetic_claim(identity: str, table: str, rng: np.random.Generator) -> dict
 def synthetic_run() -> list[dict[str, Any]]:
     rng = np.random.default_rng(11)
     claims = [synthetic_claim(identity, table, rng) for table, identity in CLAIM_OF.items()]
-    header = {"record": "run", "run": RUN, "profile": "ci", "seed": "20261121", "vary_seed": False, "suite_alpha": 1e-6}
+    header = {"record": "run", "run": RUN, "profile": "ci", "seed": "20261121", "suite_alpha": 1e-6}
     header |= {"alpha_per_check": 3.2e-8, "num_statistical": 31, "fingerprint": "9f2c", "time": "2026-11-21T12:00:00Z"}
     header |= {"provenance": {"python": "3.11.7", "torch": "2.13.0", "command": "hesstheory validate --profile ci"}}
     end = {"record": "end", "run": RUN, "seconds": 61.5, "passed": True, "time": "2026-11-21T12:01:01Z"}
