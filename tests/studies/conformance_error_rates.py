@@ -35,7 +35,7 @@ from hesstheory.execution import append_line, scatter, write_atomically
 
 Samples = Callable[[Problem, int, torch.Generator], torch.Tensor]
 
-# --- right estimators -----------------------------------------------------------------------------------------------
+# --- right estimators -------------------------------------------------------------------------------------------------
 
 _HELD: WeakKeyDictionary[Problem, tuple[tuple[int, ...], torch.Tensor]] = WeakKeyDictionary()
 
@@ -103,7 +103,7 @@ BIASED: dict[str, Callable[..., Any]] = {
     "total only, 1 % too large": Right(Rademacher(), form=total_only, factor=1.01),
 }
 
-# --- runs -----------------------------------------------------------------------------------------------------------
+# --- runs -------------------------------------------------------------------------------------------------------------
 
 
 def one_run(task: tuple[str, int]) -> dict[str, Any]:
