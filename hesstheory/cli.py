@@ -143,7 +143,10 @@ def check(
         str, typer.Argument(help="package.module:name, path/file.py:name, or `peers` for the scoreboard of libraries.")
     ],
     profile: Annotated[str, typer.Option(help="smoke (10 s), ci (90 s) or full.")] = "ci",
-    xfails: Annotated[Path | None, typer.Option(help='TOML file: check = "reason" of an expected failure.')] = None,
+    xfails: Annotated[
+        Path | None,
+        typer.Option(help='TOML file: check = "reason" of an expected failure; of peers, in a table for each.'),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report here.")] = None,
     num_probes: Annotated[int, typer.Option(help="Probes per call of the estimator.")] = 32,
@@ -151,6 +154,7 @@ def check(
     probe: Annotated[str, typer.Option(help="Distribution that the estimator declares: Rademacher, Gaussian, …")] = "",
     seed: Annotated[int, typer.Option(help="Seed of all random streams.")] = 0,
     vary_seed: Annotated[bool, typer.Option("--vary-seed", help="Draw a fresh seed; it is printed.")] = False,
+    peer: Annotated[list[str] | None, typer.Option(help="With `peers`: only this one, such as pyhessian.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds per check.", min=0.1)] = 300.0,
     isolate: Annotated[
         bool, typer.Option("--isolate", help="Run each check in a process that may hang or die.")
@@ -164,8 +168,8 @@ def check(
     _check_writable("--json", json_file)
     _check_writable("--junit", junit)
     if estimator == "peers":
-        _print_peers(profile, num_probes, seed, time_limit, json_file)
-        raise typer.Exit(0)
+        options = {"profile": profile, "num_probes": num_probes, "seed": seed, "time_limit": time_limit, "names": peer}
+        raise typer.Exit(_print_peers(options, xfails, json_file))
     try:
         # In a process of its own first: an estimator that ends its process must not end ours with exit code 0.
         results = conformance.check_estimator(
@@ -269,17 +273,22 @@ def _print_results(estimator: str, results: Any, code: int, how: str, *, partial
                       markup=False)  # fmt: skip
 
 
-def _print_peers(profile: str, num_probes: int, seed: int, time_limit: float, json_file: Path | None) -> None:
+def _print_peers(options: dict[str, Any], xfails: Path | None, json_file: Path | None) -> int:
+    """The scoreboard. Given what is expected, 1 where a library fails something else, or passes it."""
     from rich.console import Console
     from rich.table import Table
 
-    from hesstheory.conformance import peers, scoreboard
+    from hesstheory.conformance import Misuse, peers, scoreboard
 
     versions = peers.installed()
     if not versions:
         _misuse("none of the peer libraries is installed: pip install -c constraints.txt 'hesstheory[peers]'")
-    board = scoreboard(profile, num_probes=num_probes, seed=seed, time_limit=time_limit, on_result=_Dots())
-    table = Table("check", *board, title=", ".join(f"{name} {version}" for name, version in versions.items()))
+    try:
+        board = scoreboard(**options, xfails=xfails, on_result=_Dots())
+    except Misuse as error:
+        _misuse(str(error))
+    title = ", ".join(f"{name} {version}" for name, version in versions.items())
+    table = Table("check", *board, title=f"{title}; profile {options['profile']}, seed {options['seed']}")
     checks = dict.fromkeys(result.check for results in board.values() for result in results)
     for name in checks:
         row = [next((r.status for r in results if r.check == name), "") for results in board.values()]
@@ -294,6 +303,7 @@ def _print_peers(profile: str, num_probes: int, seed: int, time_limit: float, js
         listed = {name: [{"check": r.check, "status": r.status, "detail": r.detail} for r in results]
                   for name, results in board.items()}  # fmt: skip
         _write(json_file, json.dumps({"versions": versions, "peers": listed}, indent=2, ensure_ascii=False) + "\n")
+    return int(xfails is not None and any(r.status == "failed" for results in board.values() for r in results))
 
 
 @app.command()

@@ -96,7 +96,7 @@ class Curvature:
                 tangents = self.tangents(columns[chunk])
                 for j, row in enumerate(push(tangents, range(len(tangents)))):
                     if row is not None:
-                        form = (row * tangents[j]).flatten(1).sum(1, dtype=torch.float64)
+                        form = (row * tangents[j]).reshape(len(row), -1).sum(1, dtype=torch.float64)
                         of_tensor[chunk, j] += weight * form
         _check_finite(of_tensor)
         return of_tensor @ _membership(problem).to(of_tensor)

@@ -647,20 +647,26 @@ def _draw_kills(canvas: Canvas, frame: pd.DataFrame) -> None:
     table = frame.pivot(index="mutant", columns="noticed_by", values="killed")
     order = [c for c in _names(frame["noticed_by"]) if c in table]
     table = table.loc[_names(frame["mutant"]), order]
-    canvas.set_size_inches(0.27 * len(order) + 3.2, 0.155 * len(table) + 2.4)
-    ax = canvas.subplots()
+    half = -(-len(table) // 2) if len(table) > 40 else len(table)
+    parts = [table.iloc[start : start + half] for start in range(0, len(table), half)]
+    canvas.set_size_inches(len(parts) * (0.19 * len(order) + 2.7), 0.155 * half + 2.4)
+    for ax, part in zip(np.atleast_1d(canvas.subplots(1, len(parts))), parts, strict=True):
+        _draw_kills_of(ax, part)
+    handles: list[Any] = [_dot("noticed", marker="s", color=COLOURS[0])]
+    survivors = (table.sum(axis=1) == 0).any()
+    _legend(canvas, handles + ([_dot("noticed by no check", marker="x", color=COLOURS[1])] if survivors else []))
+
+
+def _draw_kills_of(ax: Any, table: pd.DataFrame) -> None:
     mutant, noticed = np.nonzero(table.to_numpy() > 0)
-    ax.scatter(noticed, mutant, s=17, marker="s", color=COLOURS[0])
+    ax.scatter(noticed, mutant, s=15, marker="s", color=COLOURS[0])
     alive = np.flatnonzero(table.sum(axis=1).to_numpy() == 0)
     ax.scatter(np.full(len(alive), -0.7), alive, marker="x", color=COLOURS[1], s=24, clip_on=False)
-    ax.set_xticks(
-        range(len(order)), [c.removeprefix("check_").replace("_", " ") for c in order], rotation=90, fontsize=7
-    )
+    checks = [check.removeprefix("check_").replace("_", " ") for check in table.columns]
+    ax.set_xticks(range(len(checks)), checks, rotation=90, fontsize=7)
     ax.set_yticks(range(len(table)), [_short(str(name), 44).replace("_", " ") for name in table.index], fontsize=6.5)
-    ax.set(xlim=(-1, len(order) - 0.5), ylim=(len(table) - 0.5, -0.5))
+    ax.set(xlim=(-1, len(checks) - 0.5), ylim=(len(table) - 0.5, -0.5))
     ax.xaxis.tick_top()
-    handles: list[Any] = [_dot("noticed", marker="s", color=COLOURS[0])]
-    _legend(canvas, handles + ([_dot("noticed by no check", marker="x", color=COLOURS[1])] if len(alive) else []))
 
 
 _KILL_MATRIX = _Plot(

@@ -14,9 +14,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hesstheory import LayerwiseTrace, check_estimator, hessian
+from hesstheory import LayerwiseTrace, Rademacher, Sphere, check_estimator, hessian
 from hesstheory.cli import app
-from hesstheory.conformance import CHECKS, IllegalAnswer, Misuse, exit_code, load, read_xfails, references
+from hesstheory.conformance import CHECKS, IllegalAnswer, Misuse, exit_code, load, read_xfails, references, scoreboard
 from hesstheory.conformance.answers import as_estimator, read
 from hesstheory.conformance.correct import RIGHT
 from hesstheory.conformance.kill_matrix import kill_matrix, smallest_set
@@ -46,13 +46,14 @@ def test_certified_values_agree_with_two_routes(name):
                 assert values[norm] == pytest.approx(stored[norm], rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.parametrize("probe", [Rademacher(), Sphere()], ids=str)
 @pytest.mark.parametrize("name", references())
-def test_the_variance_that_is_certified_is_measured(name):
+def test_the_variance_that_is_certified_is_measured(name, probe):
     reference = references()[name]
     problem = reference.build().double()
-    q = LayerwiseTrace(4000)(problem, torch.Generator().manual_seed(1)).samples
+    q = LayerwiseTrace(4000, probe)(problem, torch.Generator().manual_seed(1)).samples
     for block in problem.index:
-        predicted = reference.variance(block, 1.0)
+        predicted = reference.variance(block, probe)
         assert q[block].var() == pytest.approx(predicted, rel=0.35, abs=1e-20)  # 4000 draws: 2.2 % for normal ones
 
 
@@ -136,6 +137,10 @@ def test_illegal_answers_name_the_cure(answer, message):
         read(answer, PROBLEM, 8)
 
 
+def _yields(problem, *, num_probes, generator):
+    yield 0.0
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -145,6 +150,7 @@ def test_illegal_answers_name_the_cure(answer, message):
         ("hesstheory.theory:nothing", "has no"),
         ("hesstheory.theory:__name__", "cannot be called"),
         ("hesstheory.theory:probe_variance", "num_probes"),
+        ("tests.test_conformance:_yields", "generator or a coroutine"),
     ],
 )
 def test_names_that_are_no_estimator(name, message):
@@ -330,7 +336,9 @@ def test_expectations_are_read_in_all_forms(tmp_path):
 
 
 def test_expected_failures_must_fail():
-    course = Course(_biased, expected={"check_unbiased": "known", "check_one_probe": "wrong guess"})
+    wrong = {"check_one_probe": "wrong guess", "check_given_probes": "never asked"}
+    course = Course(_biased, expected={"check_unbiased": "known", **wrong})
+    assert course.result("check_given_probes").status == "failed"
     assert course.result("check_unbiased").status == "xfailed"
     assert course.result("check_one_probe").status == "failed"
     assert "remove the entry" in course.result("check_one_probe").detail
@@ -437,3 +445,17 @@ def test_the_configured_estimator_hands_probes_on():
     answer = estimator(PROBLEM, num_probes=1, generator=torch.Generator(), probes=probes)
     direct = LayerwiseTrace()(PROBLEM, probes=probes)
     assert answer.value.to_dict() == direct.value.to_dict()
+
+
+def test_a_peer_that_is_not_known_is_refused():
+    result = _check("peers", "--peer", "nobody")
+    assert result.exit_code == 2
+    assert "pip install" in result.output or "the peers are pyhessian" in result.output
+
+
+@pytest.mark.parametrize("text", ['[nobody]\ncheck_unbiased = "why"', '[pyhessian]\ncheck_nothing = "why"'])
+def test_expectations_of_unknown_peers_are_refused(text, tmp_path):
+    path = tmp_path / "peers.toml"
+    path.write_text(text)
+    with pytest.raises(Misuse, match=r"no peer|no check"):
+        scoreboard(names=[], xfails=path)

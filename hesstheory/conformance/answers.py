@@ -61,8 +61,9 @@ def load(name: str) -> Estimator:
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError:
-        public = ", ".join(n for n in vars(module) if not n.startswith("_") and callable(getattr(module, n)))
-        raise Misuse(f"{where} has no {attribute!r}; it has {public or 'nothing that can be called'}") from None
+        own = [n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+        public = ", ".join(n for n in own if not n.startswith("_") and callable(getattr(module, n)))
+        raise Misuse(f"{where} has no {attribute!r}; it defines {public or 'nothing that can be called'}") from None
     return as_estimator(found)
 
 
@@ -98,6 +99,8 @@ def as_estimator(found: Any) -> Estimator:
     """A callable (problem, *, num_probes, generator); estimators of this library are wrapped. Raises Misuse."""
     if not callable(found):
         raise Misuse(f"{found!r} cannot be called: name a function estimator(problem, *, num_probes, generator)")
+    if any(is_lazy(found) for is_lazy in (inspect.isgeneratorfunction, inspect.iscoroutinefunction)):
+        raise Misuse(f"{_name(found)} is a generator or a coroutine: let it return the traces, without yield or async")
     if accepts(found, "num_probes", "generator"):
         return found  # type: ignore[no-any-return]
     if inspect.isclass(found):

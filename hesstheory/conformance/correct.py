@@ -55,7 +55,7 @@ def _all_signs(problem: Problem, num_probes: int, generator: torch.Generator) ->
 
 def _dots(names: tuple[str, ...], Z: Vectors, HZ: Vectors) -> list[float]:
     """Σ_i z_i (Hz)_i over the tensors of these names, probe by probe."""
-    of_tensor = [(Z[name] * HZ[name]).flatten(1).sum(1, dtype=torch.float64) for name in names]
+    of_tensor = [(Z[name] * HZ[name]).reshape(len(Z[name]), -1).sum(1, dtype=torch.float64) for name in names]
     forms: list[float] = torch.stack(of_tensor).sum(0).tolist()
     return forms
 

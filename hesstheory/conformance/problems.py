@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from hesstheory.problem import Problem
+from hesstheory.estimators import Probe, Sphere
+from hesstheory.problem import Partition, Problem
 
 CERTIFIED = "certified.json"
 
@@ -47,11 +48,16 @@ class Reference:
         """Certified tr H_ll by block."""
         return {block: values["trace"] for block, values in certified()[self.name].items()}
 
-    def variance(self, block: str, kurtosis: float, *, separated: bool = False) -> float:
-        """Certified variance of one probe, one product for all blocks (T2) or probes of one block (T6)."""
-        of = certified()[self.name][block]
-        own = 2 * of["own"] + (kurtosis - 3) * of["diagonal"]
-        return float(own if separated else own + of["cross"])
+    def variance(self, block: str, probe: Probe, *, separated: bool = False) -> float:
+        """Certified variance of one probe for all batches: one product for all blocks, or probes of one block.
+
+        Independent entries: claims T2 and T6. The sphere, whose entries depend on each other: claim T5.
+        """
+        of, P = certified()[self.name][block], self.problem.num_params
+        cross = 0.0 if separated else of["cross"]
+        if isinstance(probe, Sphere):
+            return float((P * (2 * of["own"] + cross) - 2 * of["trace"] ** 2) / (P + 2))
+        return float(2 * of["own"] + (probe.kurtosis(P) - 3) * of["diagonal"] + cross)
 
 
 @cache
@@ -295,11 +301,11 @@ def batch_norm() -> Problem:
 
 
 class Unreached(nn.Module):
-    """A layer that the forward pass never calls, beside one that enters linearly and one that is curved."""
+    """A layer that the forward pass never calls and one that enters linearly, before one that is curved."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.curved, self.idle, self.linear = _linear(6, 4), _linear(3, 2), _linear(6, 4)
+        self.idle, self.linear, self.curved = _linear(3, 2), _linear(6, 4), _linear(6, 4)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.curved(x).square() + self.linear(x)
@@ -318,6 +324,33 @@ def unreached() -> Problem:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that a layer is not reached is the point
         return Problem(model, mean_of_all, batches)
+
+
+class Mixed(nn.Module):
+    """scale · V softplus(conv(x)) + offset: a scalar, a tensor of rank three, and V whose memory lies by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+        self.matrix = nn.Parameter(torch.zeros(12, 4).mT)
+        self.offset = nn.Parameter(torch.zeros(4))
+        self.kernel = _blank(nn.Conv1d, 2, 3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * (F.softplus(self.kernel(x)).flatten(1) @ self.matrix.mT) + self.offset
+
+
+def layouts() -> Problem:
+    """Parameters of every rank in blocks that interleave, and four batches, the last two of larger curvature."""
+    model = set_parameters(Mixed().double(), 121)
+    with torch.no_grad():
+        model.get_parameter("scale").fill_(0.5)
+    x, y = grid([10, 2, 6], 122, step=0.25), grid([10, 4], 123)
+    x[5:] *= 2
+    owner = {"scale": "scale", "matrix": "inner", "offset": "outer", "kernel.weight": "inner", "kernel.bias": "outer"}
+    ends = _ends((4, 1, 3, 2))
+    batches = [(x[end - size : end], y[end - size : end]) for end, size in ends]
+    return Problem(model, half_squared_error, batches, Partition.by(model, owner.__getitem__))
 
 
 def frozen() -> Problem:
@@ -343,6 +376,7 @@ def references() -> Mapping[str, Reference]:
         Reference("autoencoder", "a weight tied in series differentiated once", 0.25, autoencoder),
         Reference("batch_norm", "batch norm in train mode, convolutions", 0.40, batch_norm),
         Reference("unreached", "tensors that the loss does not reach, zero curvature", 0.10, unreached),
+        Reference("layouts", "ranks, memory layouts, interleaved blocks and later batches ignored", 0.40, layouts),
         Reference("frozen", "frozen parameters counted", 0.25, frozen),
         Reference("float32", "dtypes mixed up", 0.02, _flat32),
     )

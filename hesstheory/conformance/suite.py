@@ -9,7 +9,7 @@ import threading
 import time
 import tomllib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -125,7 +125,7 @@ class Course:
         """The outcome with suspects, by all that was decided so far, and with what was expected."""
         self.decided(name)
         ranked = suspects({line for result in self.done.values() for line in result.signature})
-        return _with_expectation(_with_suspects(self.done[name], ranked), self.expected)
+        return _with_expectation(_with_suspects(self.done[name], ranked), self.expected, self.session.profile)
 
     def _decide(self, check: ConformanceCheck) -> CheckResult:
         if PROFILES.index(check.profile) > PROFILES.index(self.session.profile):
@@ -299,13 +299,21 @@ def read_xfails(path: Path, today: date | None = None) -> dict[str, str]:
 
     Raises Misuse for a file that does not parse, an unknown check, a missing reason and an entry that has expired.
     """
+    entries = _toml(path)
+    return _entries(entries.get("expected_failed_checks", entries), path, today)
+
+
+def _toml(path: Path) -> dict[str, Any]:
     try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise Misuse(f"--xfails {path}: {error.strerror or error}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Misuse(f"--xfails {path} is no TOML: {error}") from error
-    entries = entries.get("expected_failed_checks", entries)
+
+
+def _entries(entries: Mapping[str, Any], path: Path, today: date | None = None) -> dict[str, str]:
+    """Checks with their reasons; an expectation that is no table and no text has none."""
     found = {}
     for check, entry in entries.items():
         table = entry if isinstance(entry, dict) else {"reason": entry}
@@ -335,7 +343,7 @@ def read_expected(entries: Mapping[str, Any] | None, where: str = "expected_fail
     return dict(entries or {})
 
 
-def _with_expectation(result: CheckResult, expected: Mapping[str, str]) -> CheckResult:
+def _with_expectation(result: CheckResult, expected: Mapping[str, str], profile: str) -> CheckResult:
     reason = expected.get(result.check)
     if reason is None:
         return result
@@ -344,6 +352,12 @@ def _with_expectation(result: CheckResult, expected: Mapping[str, str]) -> Check
     if result.status == PASSED:
         return replace(
             result, status=FAILED, detail=f"passes, although it is expected to fail ({reason}): remove the entry"
+        )
+    if result.status == SKIPPED and result.check in checks_of(profile):
+        return replace(
+            result,
+            status=FAILED,
+            detail=f"skipped ({result.detail}), so that no failure can be expected: remove the entry",
         )
     return result
 
@@ -416,17 +430,28 @@ def _xml_safe(text: str) -> str:
 
 
 def scoreboard(
-    profile: str = "ci", *, num_probes: int = 32, seed: int = 0, time_limit: float = 300.0,
-    on_result: Callable[[CheckResult], None] | None = None,
+    profile: str = "ci", *, names: Sequence[str] | None = None, num_probes: int = 32, seed: int = 0,
+    time_limit: float = 300.0, xfails: Path | None = None, on_result: Callable[[CheckResult], None] | None = None,
 ) -> dict[str, list[CheckResult]]:  # fmt: skip
-    """Every peer library that is installed, checked."""
+    """Peer libraries that are installed, checked; `xfails` is a TOML file with a table of reasons for each."""
     from hesstheory.conformance.peers import PEERS, installed
 
-    present = installed()
+    if unknown := [name for name in names or () if name not in PEERS]:
+        raise Misuse(f"no peer {unknown[0]!r}; the peers are {', '.join(PEERS)}")
+    present, expected = installed(), _tables(xfails, PEERS) if xfails else {}
     return {
         name: check_estimator(
-            estimator, profile, num_probes=num_probes, seed=seed, time_limit=time_limit, on_result=on_result
+            PEERS[name], profile, num_probes=num_probes, seed=seed, time_limit=time_limit,
+            expected_failed_checks=expected.get(name), on_result=on_result,
         )
-        for name, estimator in PEERS.items()
+        for name in names or PEERS
         if name.partition(".")[0] in present
-    }
+    }  # fmt: skip
+
+
+def _tables(path: Path, peers: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Expected failures of each peer, from `[peer]` tables."""
+    tables = _toml(path)
+    if unknown := [name for name in tables if name not in peers]:
+        raise Misuse(f"--xfails {path}: no peer {unknown[0]!r}; the peers are {', '.join(peers)}")
+    return {name: _entries(table, path) for name, table in tables.items()}

@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from hesstheory import Estimate, Gaussian, Problem, Rademacher, hessian
+from hesstheory import Gaussian, Problem, Rademacher, hessian
 from hesstheory.conformance import check_estimator, exit_code
 from hesstheory.conformance.correct import forward_over_reverse
 from hesstheory.estimators import Probe
@@ -61,10 +61,9 @@ def separated(problem: Problem, Z: torch.Tensor) -> torch.Tensor:
     return torch.stack([(Z[i] * (H[i][:, i] @ Z[i])).sum(0) for i in problem.index.values()], dim=1)
 
 
-def as_estimate(problem: Problem, samples: torch.Tensor) -> Estimate:
-    import pandas as pd
-
-    return Estimate(pd.DataFrame(samples.numpy(), columns=list(problem.partition.blocks)), len(samples))
+def with_stderr(problem: Problem, samples: torch.Tensor) -> dict[str, tuple[float, float]]:
+    errors = samples.std(0) / len(samples) ** 0.5
+    return dict(zip(problem.partition.blocks, zip(samples.mean(0).tolist(), errors.tolist(), strict=True), strict=True))
 
 
 def without_stderr(problem: Problem, samples: torch.Tensor) -> dict[str, float]:
@@ -81,7 +80,7 @@ class Right:
 
     probe: Probe
     product: Callable[[Problem, torch.Tensor], torch.Tensor] = one_product
-    form: Callable[[Problem, torch.Tensor], Any] = as_estimate
+    form: Callable[[Problem, torch.Tensor], Any] = with_stderr
     factor: float = 1.0
 
     def __call__(self, problem: Problem, *, num_probes: int, generator: torch.Generator) -> Any:
