@@ -655,7 +655,7 @@ def _declared(session: Session, reference: Reference, probe: Any) -> Finding:
 
 _FEW, _MANY = 8, {"ci": 129, "full": 1025}  # the last of many chunks of 2ⁿ probes is then a single one
 # Of 16 and of 128 by 1/K: deflation spends probes on its sketch and leaves noise that falls more slowly.
-LEAST_FALL = {"ci": 3.0, "full": 12.0}
+LEAST_FALL = {"ci": 3.0, "full": 32.0}
 
 
 @check("coupled", needs=["check_answers_are_legal"], profile="ci")
