@@ -10,11 +10,12 @@ import textwrap
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from hesstheory import LayerwiseTrace, Rademacher, Sphere, check_estimator, hessian
+from hesstheory import Estimate, LayerwiseTrace, Rademacher, Sphere, check_estimator, hessian
 from hesstheory.cli import app
 from hesstheory.conformance import CHECKS, IllegalAnswer, Misuse, exit_code, load, read_xfails, references, scoreboard
 from hesstheory.conformance.answers import as_estimator, read
@@ -182,6 +183,20 @@ def test_a_right_estimator_passes_all_checks():
 def _biased(problem, *, num_probes, generator):
     """One per cent too large."""
     return 1.01 * LayerwiseTrace(num_probes)(problem, generator).value
+
+
+def test_draws_from_few_values_may_repeat():
+    """√P times random unit vectors (Avron and Toledo 2011): probes repeat by chance, and nothing is wrong with that."""
+
+    def coordinates(problem, *, num_probes, generator):
+        diagonal = hessian(problem).to_dense().diagonal()
+        drawn = torch.randint(problem.num_params, (num_probes, 1), generator=generator)
+        forms = {b: len(diagonal) * (drawn == i).double() @ diagonal[i] for b, i in problem.index.items()}
+        return Estimate(pd.DataFrame(forms), num_matvecs=num_probes)
+
+    results = check_estimator(coordinates, checks=["check_draws_differ", "check_other_state_other_answer"])
+    assert {result.check: result.status for result in results}["check_draws_differ"] == "passed"
+    assert {result.check: result.status for result in results}["check_other_state_other_answer"] == "passed"
 
 
 def test_one_per_cent_is_found_with_its_interval_and_a_command():
