@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import math
 import numbers
+import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -218,6 +219,10 @@ def _number(value: Any, what: str) -> float:
     return found
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and math.isfinite(value)
+
+
 def _check_blocks(values: Mapping[str, float], problem: Problem) -> None:
     expected = set(problem.partition.blocks)
     missing, extra = sorted(expected - set(values)), sorted(set(values) - expected)
@@ -236,7 +241,7 @@ def _errors(stderr: Mapping[Any, Any] | None, values: Mapping[str, float], num_p
         raise IllegalAnswer(
             f"standard errors are for {sorted(errors)}, traces for {sorted(values)}: name the same blocks"
         )
-    if num_probes == 1:  # the spread of one probe is not known: NaN is right, and nothing is read from it
+    if num_probes == 1 and not all(map(_is_finite, errors.values())):  # of one probe NaN is the right error
         return None
     found = {block: _number(value, f"the standard error of {block!r}") for block, value in errors.items()}
     if negative := [block for block, error in found.items() if error < 0]:
@@ -257,6 +262,7 @@ def state_of(problem: Problem) -> dict[str, Any]:
         "buffers": {name: b.clone() for name, b in model.named_buffers()},
         "train and eval flags": {name: module.training for name, module in model.named_modules()},
         "hooks": {name: _hooks(module) for name, module in model.named_modules()},
+        "hooks on parameters": {name: len(p._backward_hooks or ()) for name, p in model.named_parameters()},
         "batches": copy.deepcopy([list(batch) for batch in problem.batches]),
     }
 
@@ -265,17 +271,33 @@ def global_state() -> dict[str, Any]:
     """Settings of the process that an estimate could disturb."""
     return {
         "the random stream of torch": torch.random.get_rng_state(),
-        "the random stream of numpy": _numpy_state(),
+        "the random stream of numpy": np.random.get_state(),  # noqa: NPY002
+        "the random stream of Python": random.getstate(),
         "the default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
+        "anomaly mode": torch.is_anomaly_enabled(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "the precision of float32 products": torch.get_float32_matmul_precision(),
         "the number of threads": torch.get_num_threads(),
     }
 
 
-def _numpy_state() -> np.ndarray:
-    """The legacy stream of numpy, which estimators that call np.random move."""
-    state: Any = np.random.get_state()  # noqa: NPY002
-    return np.array(state[1])
+def restore(state: dict[str, Any]) -> None:
+    """Gives the process back the settings of `global_state`."""
+    torch.random.set_rng_state(state["the random stream of torch"])
+    np.random.set_state(state["the random stream of numpy"])  # noqa: NPY002
+    random.setstate(state["the random stream of Python"])
+    settings: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+        "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+        "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
+        "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+        "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms),
+        "the precision of float32 products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        "the number of threads": (torch.get_num_threads, torch.set_num_threads),
+    }
+    for name, (now, put) in settings.items():
+        if now() != state[name]:
+            put(state[name])
 
 
 def _hooks(module: torch.nn.Module) -> int:

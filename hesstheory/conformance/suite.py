@@ -18,10 +18,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from hesstheory.conformance.answers import Estimator, Misuse, as_estimator, load
+from hesstheory.conformance.answers import Estimator, Misuse, as_estimator, global_state, load, restore
 from hesstheory.conformance.checks import (
     BLOCKED,
     CHECKS,
@@ -228,17 +225,11 @@ def _summary(findings: Sequence[Finding]) -> Decided:
 @contextmanager
 def _settings_restored() -> Iterator[None]:
     """Gives back the settings of the process that a check may find changed."""
-    dtype, threads, grad = torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled()
-    states = torch.random.get_rng_state(), np.random.get_state()  # noqa: NPY002
+    before = global_state()
     try:
         yield
     finally:
-        torch.set_default_dtype(dtype)
-        torch.set_grad_enabled(grad)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-        torch.random.set_rng_state(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        restore(before)
 
 
 class _Alarm(BaseException):

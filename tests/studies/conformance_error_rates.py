@@ -1,6 +1,6 @@
 """How often does the conformance suite reject a right estimator, and how often does it notice a bias of 1 %?
 
-`python tests/studies/conformance_error_rates.py [--runs 200] [--power-runs 3000] [--first-seed S] [--json FILE]`
+`python tests/studies/conformance_error_rates.py [--runs 200] [--power-runs 1000] [--only NAME] [--first-seed S] [--json FILE]`
 
 Right estimators of six kinds go through the whole ci profile with a seed of their own each time. Two hundred runs of
 each would take hours of automatic differentiation on networks whose Hessian is the same every time, so the Hessian of a
@@ -131,7 +131,8 @@ def rates(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=200, help="of every right estimator")
-    parser.add_argument("--power-runs", type=int, default=3000, help="of every biased one")
+    parser.add_argument("--power-runs", type=int, default=1000, help="of every biased one")
+    parser.add_argument("--only", action="append", help="one of them, such as signs; may be given again")
     parser.add_argument("--first-seed", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, default=Path("reports/conformance_error_rates.json"))

@@ -218,6 +218,8 @@ listed(
         lambda p, Z: quadratic_forms(p, Z) + 0.05 * by_block(p, Z.square()), as_values),
     coarse_differences=("Takes central differences of the gradient at steps of one half.",
         lambda p, Z: by_block(p, Z * _differences(p, Z, 0.5)), as_estimate),
+    differences_of_a_twentieth=("Takes central differences of the gradient at steps of 0.05.",
+        lambda p, Z: by_block(p, Z * _differences(p, Z, 0.05)), as_values),
     parameters_not_restored=("Takes fine differences and walks the parameters back, which leaves rounding in them.",
         lambda p, Z: by_block(p, Z * _differences(p, Z, 0.0001, restore=False))),
 )  # fmt: skip

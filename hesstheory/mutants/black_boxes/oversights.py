@@ -1,11 +1,16 @@
-"""Oversights that show at the edges alone: ranks, memory layouts, later batches, one or two probes, the last chunk."""
+"""Oversights that show at the edges alone: layouts, names, later batches, few probes and many, what stays behind."""
 
 from __future__ import annotations
 
 import math
+import random
+import warnings
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesstheory.curvature import hessian
 from hesstheory.mutants.black_boxes.steps import (
@@ -17,9 +22,10 @@ from hesstheory.mutants.black_boxes.steps import (
     listed,
     quadratic_forms,
     spoils,
+    stderr_of,
     whole,
 )
-from hesstheory.problem import Problem
+from hesstheory.problem import Partition, Problem
 
 # --- parameters and batches -------------------------------------------------------------------------------------------
 
@@ -57,6 +63,39 @@ def blocks_taken_for_slices(problem: Problem, Z: Tensor) -> Tensor:
     """Takes every block for a slice of the flat vector that starts where the last one ends."""
     parts = torch.split(entries(problem, Z), [len(index) for index in problem.index.values()])
     return torch.stack([part.sum(0) for part in parts], 1)
+
+
+@spoils("report")
+def layers_under_other_names(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Measures layers, and gives them the names of the blocks where there are as many."""
+    layers = problem.with_partition(Partition.by_layer(problem.model))
+    if len(layers.index) != len(problem.index):
+        return as_values(problem, samples, values, errors)
+    Z = draw_signs(problem, len(samples), torch.Generator().manual_seed(int(1e6 * float(values.sum())) % 2**40))
+    return as_values(problem, samples, quadratic_forms(layers, Z.to(problem.dtype)).mean(0), errors)
+
+
+@spoils("report")
+def names_by_their_beginning(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Gives a block all tensors whose names begin with that of the block."""
+    of = [values[[other.startswith(name) for other in problem.index]].sum() for name in problem.index]
+    return as_values(problem, samples, torch.stack(of), errors)
+
+
+@spoils("report")
+def fourth_block_is_the_first(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Counts blocks modulo three."""
+    return as_values(problem, samples, values[torch.arange(len(values)) % 3], errors)
+
+
+@spoils("forms", as_values)
+def a_batch_for_each_probe(problem: Problem, Z: Tensor) -> Tensor:
+    """Takes the batches in turn, one for each probe, and the mean over the probes."""
+    parts, weights = [problem.with_batches([batch]) for batch in problem.batches], problem.weights
+    B, samples = len(parts), Z.new_zeros(Z.shape[1], len(problem.index), dtype=torch.float64)
+    for b, part in enumerate(parts[: len(samples)]):
+        samples[b::B] = B * weights[b] * quadratic_forms(part, Z[:, b::B])
+    return samples
 
 
 @spoils("view")
@@ -117,6 +156,12 @@ def given_signed(problem: Problem, Z: Tensor) -> Tensor:
     return quadratic_forms(problem, torch.where(Z < 0, -1.0, 1.0).to(Z))
 
 
+def _hundred(problem: Problem, num_probes: int, generator: torch.Generator) -> Tensor:
+    return draw_signs(problem, min(num_probes, 100), generator)
+
+
+listed("draw", hundred_probes_at_most=("Draws a hundred probes at most.", _hundred, as_values))
+
 # --- means and errors -------------------------------------------------------------------------------------------------
 
 
@@ -140,9 +185,80 @@ def _divided_by_one_less(problem: Problem, samples: Tensor) -> Tensor:
     return samples.std(0) / math.sqrt(max(len(samples) - 1, 1))
 
 
+def _zero_for_one(problem: Problem, samples: Tensor) -> Tensor:
+    return stderr_of(problem, samples) if len(samples) > 1 else torch.zeros(len(problem.index))
+
+
 listed(
     "spread",
+    stderr_zero_for_one=("Claims the standard error 0 for one probe.", _zero_for_one),
     stderr_without_correction=("Divides the squares by K where K − 1 is right.", _divided_by_k),
     stderr_corrected_twice=("Divides by √(K − 1) where √K is right, after the sum of squares was divided by K − 1.",
         _divided_by_one_less),
 )  # fmt: skip
+
+
+# --- what stays from call to call -------------------------------------------------------------------------------------
+
+_BY_VERSION: dict[tuple[Any, ...], Tensor] = {}
+_BY_MODEL: MutableMapping[nn.Module, tuple[str, ...]] = WeakKeyDictionary()
+
+
+def _values_of(tensors: Iterable[Tensor]) -> tuple[float, ...]:
+    return tuple(float(tensor.detach().double().sum()) for tensor in tensors)
+
+
+def _known(problem: Problem, key: tuple[Any, ...]) -> Tensor:
+    whole_key = (id(problem.model), id(problem.loss_fn), len(problem.batches), *key)
+    if whole_key not in _BY_VERSION:
+        _KEPT.append(problem)  # else another problem may get its id
+        _BY_VERSION[whole_key] = hessian(problem).to_dense()
+    return _BY_VERSION[whole_key]
+
+
+_KEPT: list[Problem] = []
+
+
+@spoils("forms", as_values)
+def cached_by_version(problem: Problem, Z: Tensor) -> Tensor:
+    """Keeps the Hessian while autograd counts no new version of the parameters."""
+    key = tuple(p._version for p in problem.params.values())
+    return by_block(problem, Z.double() * (_known(problem, (*key, "version", id(problem.batches))) @ Z.double()))
+
+
+@spoils("forms")
+def cached_without_buffers(problem: Problem, Z: Tensor) -> Tensor:
+    """Keeps the Hessian while the parameters stay, whatever the buffers do."""
+    key = (*_values_of(problem.params.values()), id(problem.batches))
+    return by_block(problem, Z.double() * (_known(problem, key) @ Z.double()))
+
+
+@spoils("report")
+def blocks_of_the_first_partition(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Keeps the names of the blocks of a model from its first partition."""
+    names = _BY_MODEL.setdefault(problem.model, tuple(problem.index))
+    known = names if len(names) == len(values) else tuple(problem.index)
+    return dict(zip(known, values.tolist(), strict=True))
+
+
+@spoils("report")
+def hooks_left_on_parameters(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Leaves a hook on a parameter."""
+    next(iter(problem.params.values())).register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]
+    return as_values(problem, samples, values, errors)
+
+
+@spoils("report")
+def python_stream_moved(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Draws from the random stream of Python."""
+    random.random()
+    return as_values(problem, samples, values, errors)
+
+
+@spoils("report")
+def anomaly_mode_left(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """Leaves the search for anomalies on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.autograd.set_detect_anomaly(True)
+    return as_values(problem, samples, values, errors)
