@@ -1,6 +1,6 @@
 """How often does the conformance suite reject a right estimator, and how often does it notice a bias of 1 %?
 
-`python tests/studies/conformance_error_rates.py [--runs 200] [--power-runs 1000] [--only NAME] [--first-seed S] [--json FILE]`
+`python tests/studies/conformance_error_rates.py [--runs 200] [--power-runs 1000] [--only NAME] [--json FILE]`
 
 Right estimators of six kinds go through the whole ci profile with a seed of their own each time. Two hundred runs of
 each would take hours of automatic differentiation on networks whose Hessian is the same every time, so the Hessian of a
@@ -37,15 +37,15 @@ Samples = Callable[[Problem, int, torch.Generator], torch.Tensor]
 
 # --- right estimators -------------------------------------------------------------------------------------------------
 
-_HELD: WeakKeyDictionary[Problem, tuple[tuple[int, ...], torch.Tensor]] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[Problem, tuple[list[torch.Tensor], torch.Tensor]] = WeakKeyDictionary()
 
 
 def held(problem: Problem) -> torch.Tensor:
-    """The dense Hessian, computed once for every state of the parameters."""
-    versions = tuple(p._version for p in problem.params.values())
+    """The dense Hessian, computed once for every state of parameters and buffers."""
+    state = [tensor.detach() for tensor in (*problem.model.parameters(), *problem.model.buffers())]
     known = _HELD.get(problem)
-    if known is None or known[0] != versions:
-        known = _HELD[problem] = versions, hessian(problem).to_dense()
+    if known is None or not all(map(torch.equal, known[0], state)):
+        known = _HELD[problem] = [tensor.clone() for tensor in state], hessian(problem).to_dense()
     return known[1]
 
 
@@ -141,6 +141,7 @@ def main() -> None:
     runs = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
     done = {(run["estimator"], run["seed"]) for run in runs}
     counts = dict.fromkeys(RIGHT, chosen.runs) | dict.fromkeys(BIASED, chosen.power_runs)
+    counts = {name: count for name, count in counts.items() if not chosen.only or name in chosen.only}
     wanted = [(name, chosen.first_seed + n) for n in range(max(counts.values())) for name in counts if n < counts[name]]
     for run in scatter(one_run, [task for task in wanted if task not in done], chosen.workers):
         append_line(book, run)
