@@ -45,6 +45,6 @@ def test_the_held_hessian_follows_the_parameters():
 
 def test_a_run_is_recorded_and_rated():
     right, wrong = study.one_run(("total only", 5)), study.one_run(("total only, 1 % too large", 5))
-    assert (right["code"], wrong["code"]) == (0, 1)
+    assert (right["code"], wrong["code"]) == (0, 1), right
     rates = study.rates([right, wrong])
     assert rates["total only"]["accepted"] == rates["total only, 1 % too large"]["rejected"] == 1

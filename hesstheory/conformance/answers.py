@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import math
 import numbers
-import random
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -268,11 +267,10 @@ def state_of(problem: Problem) -> dict[str, Any]:
 
 
 def global_state() -> dict[str, Any]:
-    """Settings of the process that an estimate could disturb."""
+    """Settings of the process that an estimate could disturb; the stream of `random` is moved by type checkers too."""
     return {
         "the random stream of torch": torch.random.get_rng_state(),
         "the random stream of numpy": np.random.get_state(),  # noqa: NPY002
-        "the random stream of Python": random.getstate(),
         "the default dtype": torch.get_default_dtype(),
         "grad mode": torch.is_grad_enabled(),
         "anomaly mode": torch.is_anomaly_enabled(),
@@ -286,7 +284,6 @@ def restore(state: dict[str, Any]) -> None:
     """Gives the process back the settings of `global_state`."""
     torch.random.set_rng_state(state["the random stream of torch"])
     np.random.set_state(state["the random stream of numpy"])  # noqa: NPY002
-    random.setstate(state["the random stream of Python"])
     settings: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
         "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),

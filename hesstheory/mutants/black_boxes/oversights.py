@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import warnings
 from collections.abc import Iterable, MutableMapping
 from typing import Any
@@ -245,13 +244,6 @@ def blocks_of_the_first_partition(problem: Problem, samples: Tensor, values: Ten
 def hooks_left_on_parameters(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
     """Leaves a hook on a parameter."""
     next(iter(problem.params.values())).register_hook(lambda gradient: None)  # type: ignore[no-untyped-call]
-    return as_values(problem, samples, values, errors)
-
-
-@spoils("report")
-def python_stream_moved(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
-    """Draws from the random stream of Python."""
-    random.random()
     return as_values(problem, samples, values, errors)
 
 
