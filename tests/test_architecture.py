@@ -339,7 +339,7 @@ def test_randomness_as_an_argument_is_fine(line):
 # Where the global stream is the subject: the package, the def, and why it may. A mutant may too if that is its sin.
 DELIBERATE = {
     ("hesstheory.mutants", "FreshMaskPerProbe.__call__"): "its sin; inside fork_rng, which gives the stream back",
-    ("hesstheory.conformance.suite", "_settings_restored"): "gives the streams back that a stranger's estimator moved",
+    ("hesstheory.conformance.answers", "restore"): "gives the streams back that a stranger's estimator moved",
     ("validation.train_mode", "seeded"): "dropout has no generator; inside fork_rng, which gives the stream back",
 }
 

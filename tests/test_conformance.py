@@ -63,11 +63,15 @@ def test_what_the_problems_are_meant_to_have():
     assert references()["ragged"].problem.batch_sizes == (32, 1)
     assert traces["negative"]["hill"] < 0 < traces["negative"]["valley"]
     assert sum(traces["negative"].values()) < 0
-    assert list(map(len, references()["unequal"].problem.index.values())) == [1, 3, 200]
+    assert list(map(len, references()["unequal"].problem.index.values())) == [1, 3, 40, 160]
     assert "first+second" in traces["tied"]
     assert traces["unreached"]["idle"] == traces["unreached"]["linear"] == 0
     assert references()["float32"].problem.dtype == torch.float32
     assert list(traces["frozen"]) == ["layer2"]
+    layouts = references()["layouts"].problem
+    assert {p.ndim for p in layouts.params.values()} == {0, 1, 2, 3}
+    assert not all(p.is_contiguous() for p in layouts.params.values())
+    assert any(len(index) <= int(index.max() - index.min()) for index in layouts.index.values()), "interleaved"
 
 
 def test_the_grid_is_the_same_everywhere():

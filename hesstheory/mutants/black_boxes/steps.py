@@ -42,14 +42,17 @@ _TAKE_PROBES = {
 
 
 def draw_signs(problem: Problem, num_probes: int, generator: torch.Generator) -> Tensor:
+    """Fair signs, P×K."""
     return Rademacher().sample(problem.num_params, num_probes, generator)
 
 
 def quadratic_forms(problem: Problem, Z: Tensor) -> Tensor:
+    """z_lᵀ(Hz)_l of every probe and block, K×blocks."""
     return hessian(problem).quadratic_forms(Z)
 
 
 def mean_of(samples: Tensor) -> Tensor:
+    """Mean over the probes."""
     return samples.mean(0)
 
 
@@ -60,18 +63,22 @@ def stderr_of(problem: Problem, samples: Tensor) -> Tensor:
 
 
 def as_pairs(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """{block: (trace, standard error)}."""
     return dict(zip(problem.index, zip(values.tolist(), errors.tolist(), strict=True), strict=True))
 
 
 def as_values(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """{block: trace}."""
     return dict(zip(problem.index, values.tolist(), strict=True))
 
 
 def as_total(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """The full trace."""
     return float(values.sum())
 
 
 def as_estimate(problem: Problem, samples: Tensor, values: Tensor, errors: Tensor) -> Any:
+    """An `Estimate` with its samples."""
     import pandas as pd
 
     return Estimate(pd.DataFrame(samples.numpy(), columns=list(problem.index)), num_matvecs=len(samples))
@@ -157,18 +164,21 @@ def with_model(problem: Problem, model: nn.Module, partition: Partition | None =
 
 
 def changed(problem: Problem, **attributes: Any) -> Problem:
+    """A copy of the problem with other attributes."""
     other = copy.copy(problem)
     vars(other).update(attributes)
     return other
 
 
 def gradient(problem: Problem) -> Tensor:
+    """∇R as one vector."""
     risk = torch.stack([w * problem.loss(b) for w, b in zip(problem.weights, problem.batches, strict=True)]).sum()
     rows = torch.autograd.grad(risk, list(problem.params.values()), materialize_grads=True)
     return torch.cat([row.reshape(-1) for row in rows])
 
 
 def sizes_of(problem: Problem) -> Tensor:
+    """Numbers of parameters of the blocks."""
     return torch.tensor([len(index) for index in problem.index.values()])
 
 
