@@ -24,6 +24,7 @@ _ROOMS = {
         "Sphere",
         "Uniform",
     ),
+    "logit_space": ("LogitProbeTrace", "NotConvex", "NotPiecewiseLinear", "exact_traces"),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
     "conformance": ("CheckResult", "check_estimator"),
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         evidence,
         execution,
         figures,
+        logit_space,
         mutants,
         problem,
         pytest_plugin,
@@ -65,6 +67,7 @@ if TYPE_CHECKING:
         Uniform,
     )
     from hesstheory.evidence import Check, Verdict
+    from hesstheory.logit_space import LogitProbeTrace, NotConvex, NotPiecewiseLinear, exact_traces
     from hesstheory.problem import NotTwiceDifferentiable, Partition, Problem
     from hesstheory.pytest_plugin import parametrize_with_checks
 

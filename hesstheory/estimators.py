@@ -264,7 +264,7 @@ class LayerwiseTrace:
     matrix: Callable[[Problem], Curvature] = hessian
 
     def __post_init__(self) -> None:
-        _check_num_probes(self.num_probes)
+        check_num_probes(self.num_probes)
 
     def __call__(
         self,
@@ -289,7 +289,7 @@ class BlockSeparatedTrace:
     matrix: Callable[[Problem], Curvature] = hessian
 
     def __post_init__(self) -> None:
-        _check_num_probes(self.num_probes)
+        check_num_probes(self.num_probes)
 
     def __call__(
         self,
@@ -340,7 +340,8 @@ def _probe_groups(
         yield estimator.probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
 
 
-def _check_num_probes(num_probes: int) -> None:
+def check_num_probes(num_probes: int) -> None:
+    """Raises ValueError unless it is a whole number of at least 1."""
     if isinstance(num_probes, bool) or not isinstance(num_probes, int | np.integer) or num_probes < 1:
         raise ValueError(f"num_probes is {num_probes!r}: pass a whole number of at least 1")
 

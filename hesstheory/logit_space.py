@@ -1,0 +1,519 @@
+"""What can be known without a probe in parameter space? tr G_ll = (1/N) Σ_n ‖S_nᵀ J_nl‖², from the outputs (claim G4).
+
+J_nl is the Jacobian of the outputs of sample n in the parameters of block l, S_n S_nᵀ the Hessian of its loss in the
+outputs. Every column of S costs one backward pass and the norms of per-sample gradients, which most layers give from
+their inputs and the slopes at their outputs (Goodfellow 2015; Li, Tramèr, Liang and Hashimoto 2022, ghost norms).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from hesstheory.estimators import Estimate, Probe, Rademacher, check_num_probes
+from hesstheory.problem import Batch, Problem, differentiating, graph_nodes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Per-sample squared norms of the gradients of a module's tensors, from the slope at its output.
+Norms = Callable[[Tensor], dict[str, Float[Tensor, " samples"]]]
+
+_CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
+
+
+class NotConvex(ValueError):
+    """The loss is not convex in the outputs, so that its Hessian there has no square root."""
+
+
+# --- the loss in the outputs ------------------------------------------------------------------------------------------
+
+
+def loss_root(problem: Problem, outputs: Tensor, batch: Batch) -> Float[Tensor, "samples outputs rank"]:
+    """S_n with S_n S_nᵀ = ∂²loss/∂f_n², columns that are zero for all samples left out: C − 1 for cross-entropy.
+
+    For any loss, by an eigendecomposition of each sample's Hessian in its outputs. Raises `NotConvex`, and ValueError
+    where the loss couples samples.
+    """
+    leaf = outputs.detach().requires_grad_()
+    with differentiating():
+        loss = problem.loss_of(leaf, batch)
+        (slope,) = torch.autograd.grad(loss, [leaf], create_graph=True)
+    slope, D = slope.flatten(1), leaf[0].numel()
+    if not slope.requires_grad:
+        return leaf.new_zeros(len(leaf), D, 0)
+    _check_samples_apart(slope, leaf)
+    rows = [torch.autograd.grad(slope[:, d].sum(), leaf, retain_graph=True)[0].flatten(1) for d in range(D)]
+    H = torch.stack(rows, 1).double()
+    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    scale = float(values.abs().max()) if values.numel() else 0.0
+    rounding = 1e3 * D * torch.finfo(leaf.dtype).eps * scale
+    if float(values.min()) < -rounding:
+        raise NotConvex(
+            f"the loss is not convex in the outputs (curvature {float(values.min()):.3g}): the Gauss-Newton matrix "
+            "is then no sum of squares; use hessian(problem) with an estimator"
+        )
+    root = vectors * values.clamp(min=0).sqrt()[:, None]
+    kept: Tensor = root[..., values.amax(0) > rounding].to(leaf.dtype)
+    return kept
+
+
+def _check_samples_apart(slope: Tensor, leaf: Tensor) -> None:
+    if len(leaf) < 2:
+        return
+    (bent,) = torch.autograd.grad(slope[0].sum(), leaf, retain_graph=True)
+    if bool(bent[1:].any()):
+        raise ValueError(
+            "the loss of a sample depends on the outputs of another one (contrastive, or normalised over the batch): "
+            "no sum over samples of squares is its Gauss-Newton matrix; use ggn(problem) with an estimator"
+        )
+
+
+# --- per-sample gradients ---------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Call:
+    """One call of a module: its input and where the slope at its output is found."""
+
+    module: nn.Module
+    inputs: Tensor
+    version: int
+    edge: GradientEdge | None
+    count: int = 1
+
+
+@contextmanager
+def _recorded(model: nn.Module) -> Iterator[dict[str, _Call]]:
+    """Calls of the modules that have a rule, by name; a module called twice counts, and has no rule."""
+    calls: dict[str, _Call] = {}
+    handles = []
+
+    def hook(name: str) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if name in calls:
+                calls[name].count += 1
+            elif len(args) == 1 and isinstance(args[0], Tensor) and isinstance(output, Tensor) and output.requires_grad:
+                calls[name] = _Call(module, args[0].detach(), args[0]._version, get_gradient_edge(output))
+
+        return record
+
+    for name, module in model.named_modules():
+        if type(module) in _RULES:
+            handles.append(module.register_forward_hook(hook(name)))
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class Linearised:
+    """Outputs of one batch with their graph, and how the gradients of single samples are found for every tensor."""
+
+    problem: Problem
+    outputs: Tensor
+    edges: tuple[GradientEdge, ...]
+    norms: tuple[Norms, ...]
+    others: tuple[str, ...]
+
+    def squared_norms(self, cotangent: Tensor) -> dict[str, Float[Tensor, " samples"]]:
+        """‖J_nᵀ u_n‖² of every sample n and tensor, for cotangents u of the shape of the outputs."""
+        found: dict[str, Tensor] = {}
+        if self.edges:
+            slopes = torch.autograd.grad(
+                self.outputs, self.edges, cotangent, retain_graph=True, allow_unused=True, materialize_grads=False
+            )
+            for norms, slope in zip(self.norms, slopes, strict=True):
+                if slope is not None:
+                    found |= norms(slope)
+        if self.others:
+            found |= self._one_by_one(cotangent)
+        return found
+
+    def squared_norm_of_sum(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """‖Σ_n J_nᵀ u_n‖² of every tensor, from one ordinary backward pass."""
+        params = self.problem.params
+        rows = torch.autograd.grad(self.outputs, list(params.values()), cotangent, retain_graph=True, allow_unused=True)
+        return {name: row.square() for name, row in zip(params, rows, strict=True) if row is not None}
+
+    def _one_by_one(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """The same for tensors without a rule: one backward pass for every sample."""
+        params = [self.problem.params[name] for name in self.others]
+        found = {name: cotangent.new_zeros(len(cotangent)) for name in self.others}
+        for n in range(len(cotangent)):
+            alone = torch.zeros_like(cotangent)
+            alone[n] = cotangent[n]
+            rows = torch.autograd.grad(self.outputs, params, alone, retain_graph=True, allow_unused=True)
+            for name, row in zip(self.others, rows, strict=True):
+                if row is not None:
+                    found[name][n] = row.square().sum()
+        return found
+
+
+def linearised(problem: Problem, batch: Batch) -> Linearised:
+    """One forward pass; a tensor has a rule if one call of one module is its only use."""
+    with _recorded(problem.model) as calls:
+        outputs = problem.outputs(batch)
+    if not isinstance(outputs, Tensor):
+        raise TypeError(f"the model returns a {type(outputs).__name__}: wrap it so that it returns one tensor")
+    names = {id(p): name for name, p in problem.params.items()}
+    uses = _uses(outputs)
+    edges, rules, ruled = list[GradientEdge](), list[Norms](), set[str]()
+    for call in calls.values():
+        own = {attribute: names.get(id(p)) for attribute, p in call.module.named_parameters(recurse=False)}
+        wanted = {attribute: name for attribute, name in own.items() if name is not None}
+        once = all(uses.get(id(problem.params[name]), 0) == 1 for name in wanted.values())
+        if not wanted or not once or call.count > 1 or call.inputs._version != call.version or call.edge is None:
+            continue
+        if (norms := _RULES[type(call.module)](call.module, call.inputs, wanted)) is None:
+            continue
+        edges.append(call.edge)
+        rules.append(norms)
+        ruled |= set(wanted.values())
+    reached = [name for name, p in problem.params.items() if uses.get(id(p), 0) and name not in ruled]
+    return Linearised(problem, outputs, tuple(edges), tuple(rules), tuple(reached))
+
+
+def _uses(outputs: Tensor) -> dict[int, int]:
+    """How many nodes of the graph take each leaf tensor."""
+    counts: dict[int, int] = {}
+    for node in graph_nodes(outputs):
+        for parent, _ in node.next_functions:
+            if parent is not None and hasattr(parent, "variable"):
+                counts[id(parent.variable)] = counts.get(id(parent.variable), 0) + 1
+    return counts
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+_Rule = Callable[[Any, Tensor, dict[str, str]], "Norms | None"]
+
+
+def _of_products(A: Float[Tensor, samples in positions], groups: int = 1) -> Callable[[Tensor], Tensor]:
+    """‖δ_n A_nᵀ‖² for slopes δ_n (out × positions), over groups: by the gradient, or by the Gram matrices of positions.
+
+    ‖δAᵀ‖² = ⟨δᵀδ, AᵀA⟩, which is cheaper where there are fewer positions than entries; AᵀA serves all columns.
+    """
+    B, I, T = A.shape
+    A = A.reshape(B, groups, I // groups, T)
+    grams: list[Tensor] = []
+
+    def norms(slope: Float[Tensor, "samples out positions"]) -> Tensor:
+        D = slope.reshape(B, groups, -1, T)
+        out, inside = D.shape[2], A.shape[2]
+        if T == 1:
+            return (D.square().sum((2, 3)) * A.square().sum((2, 3))).sum(1)
+        if T * T * out < T * out * inside and 4 * out * inside >= T * T:
+            if not grams:
+                grams.append(A.mT @ A)
+            return ((D.mT @ D) * grams[0]).sum((1, 2, 3))
+        chunk = max(_CHUNK_BYTES // (groups * out * inside * A.element_size()), 1)
+        parts = zip(torch.split(D, chunk), torch.split(A, chunk), strict=True)
+        return torch.cat([(d @ a.mT).square().sum((1, 2, 3)) for d, a in parts])
+
+    return norms
+
+
+def _linear(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms | None:
+    if x.ndim < 2:
+        return None
+    of_weight = _of_products(x.reshape(len(x), -1, x.shape[-1]).mT)
+
+    def norms(slope: Tensor) -> dict[str, Tensor]:
+        D = slope.reshape(len(slope), -1, slope.shape[-1]).mT
+        found = {}
+        if "weight" in names:
+            found[names["weight"]] = of_weight(D)
+        if "bias" in names:
+            found[names["bias"]] = D.sum(2).square().sum(1)
+        return found
+
+    return norms
+
+
+def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, names: dict[str, str]) -> Norms | None:
+    spatial = len(module.kernel_size)
+    if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.ndim != spatial + 2:
+        return None
+    size, dilation, padding, stride = (
+        (1,) * (2 - spatial) + tuple(option) if option is not module.padding else (0,) * (2 - spatial) + tuple(option)
+        for option in (module.kernel_size, module.dilation, module.padding, module.stride)
+    )
+    image = x if spatial == 2 else x[:, :, None]
+    of_weight: list[Callable[[Tensor], Tensor]] = []
+
+    def norms(slope: Tensor) -> dict[str, Tensor]:
+        D, found = slope.flatten(2), {}
+        if "weight" in names:
+            if not of_weight:
+                patches = F.unfold(image, size, dilation=dilation, padding=padding, stride=stride)
+                of_weight.append(_of_products(patches, module.groups))
+            found[names["weight"]] = of_weight[0](D)
+        if "bias" in names:
+            found[names["bias"]] = D.sum(2).square().sum(1)
+        return found
+
+    return norms
+
+
+def _batch_norm(module: nn.BatchNorm2d, x: Tensor, names: dict[str, str]) -> Norms | None:
+    if module.training or module.running_mean is None or module.running_var is None or x.ndim < 2:
+        return None
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    unit = (x - module.running_mean.reshape(shape)) * (module.running_var + module.eps).rsqrt().reshape(shape)
+
+    def norms(slope: Tensor) -> dict[str, Tensor]:
+        found = {}
+        if "weight" in names:
+            found[names["weight"]] = (slope * unit).reshape(*x.shape[:2], -1).sum(2).square().sum(1)
+        if "bias" in names:
+            found[names["bias"]] = slope.reshape(*x.shape[:2], -1).sum(2).square().sum(1)
+        return found
+
+    return norms
+
+
+def _embedding(module: nn.Embedding, x: Tensor, names: dict[str, str]) -> Norms | None:
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse or x.ndim < 1:
+        return None
+    tokens = x.reshape(len(x), -1)
+    same = (tokens[:, :, None] == tokens[:, None]).to(module.weight.dtype)
+    if module.padding_idx is not None:
+        same = same * (tokens != module.padding_idx)[:, None]
+
+    def norms(slope: Tensor) -> dict[str, Tensor]:
+        D = slope.reshape(len(slope), -1, slope.shape[-1])
+        return {names["weight"]: ((D @ D.mT) * same).sum((1, 2))}
+
+    return norms
+
+
+_RULES: dict[type[nn.Module], _Rule] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.Embedding: _embedding,
+}
+
+
+# --- is tr H = tr G? --------------------------------------------------------------------------------------------------
+
+
+class NotPiecewiseLinear(ValueError):
+    """The outputs are not piecewise linear in every single parameter, so that tr H_ll and tr G_ll differ (claim G3)."""
+
+
+_LINEAR = frozenset(
+    """AccumulateGrad Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose Squeeze
+    Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind Clone ToCopy CopySlices Alias
+    AsStrided Diagonal AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd
+    Roll Flip Repeat Unfold Im2Col Col2Im Embedding UpsampleNearest2D UpsampleBilinear2D PixelShuffle MaskedFill
+    ReflectionPad2D ReplicationPad2D Movedim Swapaxes Detach""".split()  # noqa: SIM905
+)
+_PIECEWISE = frozenset(
+    """Relu LeakyRelu Threshold Hardtanh Clamp ClampMin ClampMax Abs MaxPool2DWithIndices MaxPool3DWithIndices
+    AdaptiveMaxPool2D AdaptiveMaxPool3D Max Min Amax Amin Maximum Minimum Sort Topk Where Hardshrink
+    Softshrink""".split()  # noqa: SIM905
+)
+_PRODUCTS = frozenset(
+    """Mul Mm Bmm Addmm Addbmm Baddbmm Mv Addmv Dot Linear Convolution MkldnnConvolution NativeBatchNorm CudnnBatchNorm
+    PreluKernel""".split()  # noqa: SIM905
+)
+
+
+def _obstacle(outputs: Tensor) -> tuple[Any, str] | None:
+    """The first operation that bends the outputs in a single parameter, with the reason; None where there is none.
+
+    An operation is affine in each parameter if it is linear, or piecewise so, in what depends on parameters, or a
+    product of factors that depend on different ones.
+    """
+    bits: dict[int, int] = {}
+    depends: dict[Any, int] = {None: 0}
+    for node in _parents_first(outputs.grad_fn):
+        operands = [depends[parent] for parent, _ in node.next_functions]
+        name = node.name().partition("Backward")[0].rpartition("::")[2].rstrip("0123456789")
+        if name.endswith("AccumulateGrad"):
+            depends[node] = 1 << bits.setdefault(id(node.variable), len(bits))
+            continue
+        union = reduce(or_, operands, 0)
+        depends[node] = union
+        if not union or name in _LINEAR or name in _PIECEWISE:
+            continue
+        if name == "Div" and len(operands) > 1 and not operands[1]:
+            continue
+        if name not in _PRODUCTS and not (name == "Div" and len(operands) == 1):
+            return node, f"{name} is not known to be piecewise linear"
+        if getattr(node, "_saved_training", False):
+            return node, f"{name} is in train mode and divides by a deviation that depends on parameters"
+        seen = 0
+        for operand in operands:
+            if seen & operand:
+                return node, f"{name} multiplies two values that depend on the same parameters (a tie in series?)"
+            seen |= operand
+    return None
+
+
+def _parents_first(root: Any) -> Iterator[Any]:
+    """Every node of a graph after all that it is computed from."""
+    done: set[Any] = {None}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in done:
+            stack.pop()
+            continue
+        if open_ones := [parent for parent, _ in node.next_functions if parent not in done]:
+            stack.extend(open_ones)
+            continue
+        done.add(node)
+        stack.pop()
+        yield node
+
+
+def _check_piecewise_linear(problem: Problem, batch: Batch, outputs: Tensor) -> None:
+    if outputs.grad_fn is None or _obstacle(outputs) is None:
+        return
+    with _owners(problem.model) as owner:
+        found = _obstacle(problem.outputs(batch))
+    assert found is not None
+    node, reason = found
+    where = owner.get(node, "")
+    kind = type(problem.model.get_submodule(where)).__name__
+    raise NotPiecewiseLinear(
+        f"tr H and tr G differ: in module {where!r} ({kind}), {reason}; pass target='ggn' for the exact Gauss-Newton "
+        "traces, or estimate tr H"
+    )
+
+
+@contextmanager
+def _owners(model: nn.Module) -> Iterator[dict[Any, str]]:
+    """Names of the innermost modules whose forward pass makes the nodes of a graph."""
+    owner: dict[Any, str] = {}
+    running: list[str] = []
+
+    def claim(values: Any) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                for node in graph_nodes(value):
+                    owner.setdefault(node, running[-1] if running else "")
+
+    def enters(name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            claim(args)
+            running.append(name)
+
+        return enter
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        claim(output)
+        running.pop()
+
+    handles: list[Any] = [module.register_forward_pre_hook(enters(name)) for name, module in model.named_modules()]
+    handles += [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        yield owner
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _spot_check(problem: Problem) -> None:
+    """H_ii = G_ii at three parameters, for the first sample alone: what the graph does not show would show here."""
+    from hesstheory.curvature import ggn, hessian
+
+    one = next(iter(problem.samples()))
+    P = problem.num_params
+    chosen = sorted({P // 4, P // 2, P - 1})
+    E = torch.zeros(P, len(chosen), dtype=problem.dtype, device=problem.device)
+    E[chosen, range(len(chosen))] = 1.0
+    H, G = ((matrix(one) @ E)[chosen].diagonal() for matrix in (hessian, ggn))
+    scale = float(torch.maximum(H.abs(), G.abs()).max())
+    if float((H - G).abs().max()) > 10 * torch.finfo(problem.dtype).eps ** 0.5 * scale:
+        raise NotPiecewiseLinear(
+            f"tr H and tr G differ although the graph looks piecewise linear: H_ii = {H.tolist()}, G_ii = {G.tolist()} "
+            f"at parameters {chosen} of the first sample; pass target='ggn'"
+        )
+
+
+# --- traces -----------------------------------------------------------------------------------------------------------
+
+
+def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+    """Exact traces by block, tr G_ll = Σ_b (n_b/N) Σ_n ‖S_nᵀ J_nl‖², in as many backward passes as S has columns.
+
+    With `target="hessian"` the premise that tr H_ll = tr G_ll is verified on the graph of every batch and by Hessian
+    products (claims G1, G3), and `NotPiecewiseLinear` names the module where it fails; `target="ggn"` always works. The
+    name of the Series says which matrix it is.
+    """
+    if target not in ("hessian", "ggn"):
+        raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
+    of_tensor = dict.fromkeys(problem.params, 0.0)
+    for weight, batch in zip(problem.weights, problem.batches, strict=True):
+        line = linearised(problem, batch)
+        if target == "hessian":
+            _check_piecewise_linear(problem, batch, line.outputs)
+        for column in loss_root(problem, line.outputs, batch).unbind(2):
+            for name, norms in line.squared_norms(column.reshape(line.outputs.shape)).items():
+                of_tensor[name] += weight * float(norms.sum(dtype=torch.float64))
+    if target == "hessian":
+        _spot_check(problem)
+    return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
+
+
+def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Series[float]:
+    import pandas as pd
+
+    sums = {block: sum(of_tensor[t] for t in tensors) for block, tensors in problem.partition.blocks.items()}
+    return pd.Series(sums, name=name)
+
+
+@dataclass(frozen=True)
+class LogitProbeTrace:
+    """Traces tr G_ll from random combinations u_n = S_n ε_n of the columns of S, one backward pass for each (claim G5).
+
+    Unbiased. `per_sample` sums ‖J_nᵀu_n‖² over the samples; else it is ‖Σ_n J_nᵀu_n‖², which needs no per-sample
+    gradients and is noisier (claim G7). `num_matvecs` counts backward passes through all batches.
+    """
+
+    num_probes: int = 10
+    per_sample: bool = True
+    probe: Probe = field(default_factory=Rademacher)
+
+    def __post_init__(self) -> None:
+        check_num_probes(self.num_probes)
+
+    def __call__(self, problem: Problem, generator: torch.Generator) -> Estimate:
+        """Estimates with ε drawn from the generator, for every sample of its own."""
+        import pandas as pd
+
+        names = list(problem.params)
+        of_tensor = torch.zeros(self.num_probes, len(names), dtype=torch.float64)
+        for weight, batch in zip(problem.weights, problem.batches, strict=True):
+            line = linearised(problem, batch)
+            S = loss_root(problem, line.outputs, batch)
+            for k in range(self.num_probes if S.shape[2] else 0):
+                signs = self.probe.sample(S.shape[2], len(S), generator).mT.to(S)
+                u = (S @ signs[:, :, None]).reshape(line.outputs.shape)
+                squares = line.squared_norms(u) if self.per_sample else line.squared_norm_of_sum(u)
+                for name, square in squares.items():
+                    of_tensor[k, names.index(name)] += weight * float(square.sum(dtype=torch.float64))
+        blocks = {
+            block: of_tensor[:, [names.index(t) for t in tensors]].sum(1).numpy()
+            for block, tensors in problem.partition.blocks.items()
+        }
+        return Estimate(pd.DataFrame(blocks), num_matvecs=self.num_probes)

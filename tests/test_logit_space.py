@@ -1,0 +1,190 @@
+"""Exact traces against the dense matrices, rule by rule, and where their premise fails."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hesstheory import (
+    LogitProbeTrace,
+    NotConvex,
+    NotPiecewiseLinear,
+    Problem,
+    exact_traces,
+    ggn,
+    hessian,
+    zoo,
+)
+from hesstheory.logit_space import linearised, loss_root
+
+
+def close(found, expected):
+    assert list(found.index) == list(expected.index)
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_ggn_traces_of_every_network(name, generator):
+    problem = zoo.problem(name, generator, num_samples=12)
+    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_hessian_traces_exactly_where_the_identity_holds(name, generator):
+    problem = zoo.problem(name, generator, num_samples=12)
+    if zoo.network(name).piecewise_linear:
+        found = exact_traces(problem)
+        assert found.name == "tr H"
+        close(found, hessian(problem).trace_by_block())
+        return
+    with pytest.raises(NotPiecewiseLinear, match="in module"):
+        exact_traces(problem)
+    gap = hessian(problem).trace_by_block() - ggn(problem).trace_by_block()
+    assert gap.abs().max() > 1e-6, "the refusal has a reason"
+
+
+class Tokens(nn.Module):
+    def __init__(self, padding_idx=None):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3, padding_idx=padding_idx)
+        self.mix = nn.Linear(3, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(self.mix(self.embed(x)).relu().mean(1))
+
+
+class Scaled(nn.Module):
+    """A parameter that no module with a rule owns, and a weight that a function uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.5))
+        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x):
+        return self.scale * F.linear(self.first(x).relu(), self.last.weight)
+
+
+def _conv(**options):
+    return lambda: nn.Sequential(nn.Conv2d(4, 6, 3, **options), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3))
+
+
+IMAGES, ROWS = (7, 4, 6, 6), (7, 4)
+MODELS = {
+    "stride": (_conv(stride=2), IMAGES),
+    "dilation": (_conv(dilation=2), IMAGES),
+    "padding": (_conv(padding=1, bias=False), IMAGES),
+    "groups": (_conv(groups=2), IMAGES),
+    "named padding": (_conv(padding="same"), IMAGES),
+    "circular padding": (_conv(padding=1, padding_mode="circular"), IMAGES),
+    "1-d": (lambda: nn.Sequential(nn.Conv1d(4, 3, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), (7, 4, 8)),
+    "batch norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), ROWS),
+    "sequences": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), (7, 9, 4)),
+    "no rule": (Scaled, ROWS),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("loss", ["cross-entropy", "squares", "binary"])
+def test_every_rule(name, loss, build):
+    factory, shape = MODELS[name]
+    x = build(lambda: torch.randn(shape))
+    model = build(factory).double()
+    with torch.no_grad():
+        build(lambda: model(x))
+    model.eval()
+    targets = build(lambda: torch.randint(3, (7,)))
+    losses = {
+        "cross-entropy": (F.cross_entropy, targets),
+        "squares": (F.mse_loss, F.one_hot(targets, 3).double()),
+        "binary": (F.binary_cross_entropy_with_logits, F.one_hot(targets, 3).double()),
+    }
+    function, y = losses[loss]
+    problem = Problem(model, function, [(x[:4], y[:4]), (x[4:], y[4:])])
+    close(exact_traces(problem), hessian(problem).trace_by_block())
+
+
+@pytest.mark.parametrize("padding_idx", [None, 1])
+def test_embeddings(padding_idx, build):
+    model, x = build(lambda: Tokens(padding_idx)).double(), torch.arange(21).reshape(7, 3) % 5
+    problem = Problem(model, F.cross_entropy, [(x, torch.arange(7) % 3)])
+    assert not linearised(problem, problem.batches[0]).others
+    close(exact_traces(problem), hessian(problem).trace_by_block())
+
+
+def test_most_layers_have_a_rule(generator):
+    for name in ("cnn", "relu_mlp"):
+        problem = zoo.problem(name, generator, num_samples=8)
+        assert not linearised(problem, problem.batches[0]).others
+
+
+def test_columns_are_one_fewer_than_classes(generator):
+    problem = zoo.problem("relu_mlp", generator, num_samples=12)
+    outputs = problem.outputs(problem.batches[0])
+    S = loss_root(problem, outputs, problem.batches[0])
+    assert S.shape == (*outputs.shape, outputs.shape[1] - 1)
+    p = outputs.softmax(1)
+    expected = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / len(p)
+    assert torch.allclose(S @ S.mT, expected, atol=1e-15)
+
+
+def test_nothing_is_changed(generator):
+    problem = zoo.problem("cnn", generator, num_samples=8)
+    before = copy.deepcopy(problem.model.state_dict())
+    exact_traces(problem)
+    assert all(torch.equal(before[key], value) for key, value in problem.model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in problem.model.modules())
+    assert all(p.grad is None for p in problem.model.parameters())
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_logit_probes_are_unbiased(per_sample, generator):
+    """Within six standard errors of the exact trace, which are a tenth of it at most."""
+    problem = zoo.problem("relu_mlp", generator, num_samples=12)
+    exact = exact_traces(problem, "ggn")
+    estimate = LogitProbeTrace(2000, per_sample)(problem, torch.Generator().manual_seed(1))
+    assert ((estimate.value - exact).abs() <= 6 * estimate.stderr + 1e-12 * exact).all()
+    assert (6 * estimate.stderr <= 0.1 * exact).all()
+
+
+def test_samples_of_their_own_are_less_noisy(generator):
+    problem = zoo.problem("relu_mlp", generator, num_samples=12)
+    alone, summed = (
+        LogitProbeTrace(500, per_sample)(problem, torch.Generator().manual_seed(1)).stderr
+        for per_sample in (True, False)
+    )
+    assert (alone < summed).all()
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_a_target_that_is_not_known(generator):
+    with pytest.raises(ValueError, match="'hessian' or 'ggn'"):
+        exact_traces(zoo.problem("tiny_relu", generator), "fisher")
+
+
+def test_a_loss_that_is_not_convex_is_refused(build):
+    model = build(lambda: nn.Linear(3, 2)).double()
+    problem = Problem(model, lambda f, y: -(f - y).square().mean(), [(torch.ones(4, 3), torch.zeros(4, 2))])
+    with pytest.raises(NotConvex, match="not convex"):
+        exact_traces(problem)
+
+
+def test_a_loss_that_couples_samples_is_refused(build):
+    model, x = build(lambda: nn.Linear(3, 2)).double(), build(lambda: torch.randn(4, 3))
+    with pytest.warns(UserWarning, match="not the mean"):
+        problem = Problem(model, lambda f, y: (f - f.mean(0)).square().mean(), [(x, torch.zeros(4, 2))])
+    with pytest.raises(ValueError, match="another one"):
+        exact_traces(problem)
+
+
+@pytest.mark.parametrize("num_probes", [0, -1, True])
+def test_numbers_of_probes_are_checked(num_probes):
+    with pytest.raises(ValueError, match="num_probes"):
+        LogitProbeTrace(num_probes)
