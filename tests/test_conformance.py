@@ -21,6 +21,7 @@ from hesstheory.conformance import CHECKS, IllegalAnswer, Misuse, exit_code, loa
 from hesstheory.conformance.answers import as_estimator, read
 from hesstheory.conformance.correct import RIGHT
 from hesstheory.conformance.kill_matrix import kill_matrix, smallest_set
+from hesstheory.conformance.peers import PEERS, distribution_of
 from hesstheory.conformance.problems import certified, certify, grid, second_route
 from hesstheory.conformance.runs import mean_interval, satterthwaite, variance_ratio
 from hesstheory.conformance.suite import Course, signatures, suspects
@@ -464,6 +465,12 @@ def test_the_configured_estimator_hands_probes_on():
     answer = estimator(PROBLEM, num_probes=1, generator=torch.Generator(), probes=probes)
     direct = LayerwiseTrace()(PROBLEM, probes=probes)
     assert answer.value.to_dict() == direct.value.to_dict()
+
+
+def test_every_peer_belongs_to_a_distribution():
+    found = {name: distribution_of(name) for name in PEERS}
+    assert found["curvlinops.xtrace"] == "curvlinops-for-pytorch"
+    assert set(found.values()) == {"pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings", "skerch"}
 
 
 def test_a_peer_that_is_not_known_is_refused():

@@ -177,6 +177,12 @@ def installed() -> dict[str, str]:
     return versions
 
 
+def distribution_of(peer: str) -> str:
+    """Name of the distribution that a peer is an adapter of."""
+    library = peer.partition(".")[0]
+    return next(distribution for distribution in _DISTRIBUTIONS if f"{distribution}-".startswith(f"{library}-"))
+
+
 # --- what the adapters share ------------------------------------------------------------------------------------------
 
 

@@ -425,7 +425,7 @@ def scoreboard(
     time_limit: float = 300.0, xfails: Path | None = None, on_result: Callable[[CheckResult], None] | None = None,
 ) -> dict[str, list[CheckResult]]:  # fmt: skip
     """Peer libraries that are installed, checked; `xfails` is a TOML file with a table of reasons for each."""
-    from hesstheory.conformance.peers import PEERS, installed
+    from hesstheory.conformance.peers import PEERS, distribution_of, installed
 
     if unknown := [name for name in names or () if name not in PEERS]:
         raise Misuse(f"no peer {unknown[0]!r}; the peers are {', '.join(PEERS)}")
@@ -436,7 +436,7 @@ def scoreboard(
             expected_failed_checks=expected.get(name), on_result=on_result,
         )
         for name in names or PEERS
-        if name.partition(".")[0] in present
+        if distribution_of(name) in present
     }  # fmt: skip
 
 
