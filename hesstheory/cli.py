@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import secrets
 import shlex
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -142,7 +144,9 @@ def check(
     estimator: Annotated[
         str, typer.Argument(help="package.module:name, path/file.py:name, or `peers` for the scoreboard of libraries.")
     ],
-    profile: Annotated[str, typer.Option(help="smoke (10 s), ci (90 s) or full.")] = "ci",
+    profile: Annotated[
+        str, typer.Option(help="smoke (10 s; not the spread, nor standard errors), ci (90 s) or full.")
+    ] = "ci",
     xfails: Annotated[
         Path | None,
         typer.Option(help='TOML file: check = "reason" of an expected failure; of peers, in a table for each.'),
@@ -170,27 +174,56 @@ def check(
     if estimator == "peers":
         options = {"profile": profile, "num_probes": num_probes, "seed": seed, "time_limit": time_limit, "names": peer}
         raise typer.Exit(_print_peers(options, xfails, json_file))
+    json_file, junit = (path and path.absolute() for path in (json_file, junit))  # an estimator may change the folder
+    only = [name if name in conformance.CHECKS else f"check_{name}" for name in only or ()]
+    declared = _probe(probe)
     try:
-        # In a process of its own first: an estimator that ends its process must not end ours with exit code 0.
-        results = conformance.check_estimator(
-            estimator, profile, num_probes=num_probes, seed=seed, checks=["check_answers_are_legal"],
-            time_limit=time_limit, isolate=True,
-        )  # fmt: skip
-        dead = any(text in results[0].detail for text in ("kills its process", "hangs"))
-        results = results if dead else conformance.check_estimator(
-            estimator, profile, num_probes=num_probes, seed=seed, checks=only or None, probe=_probe(probe),
-            expected_failed_checks=conformance.read_xfails(xfails) if xfails else None, time_limit=time_limit,
-            isolate=isolate, on_result=_Dots(),
+        results = _in_a_process(
+            lambda: conformance.check_estimator(
+                estimator, profile, num_probes=num_probes, seed=seed, checks=only or None, probe=declared,
+                expected_failed_checks=conformance.read_xfails(xfails) if xfails else None, time_limit=time_limit,
+                isolate=isolate, on_result=_Dots(),
+            )
         )  # fmt: skip
     except conformance.Misuse as error:
         _misuse(str(error))
     code = conformance.exit_code(results)
+    if not code and any(result.check in only and result.status == "skipped" for result in results):
+        code = 3
     _print_results(estimator, results, code, f"profile {profile}, seed {seed}", partial=bool(only))
     if json_file is not None:
         _write(json_file, json.dumps(conformance.to_json(estimator, results), indent=2, ensure_ascii=False) + "\n")
     if junit is not None:
         _write(junit, conformance.to_junit(estimator, results))
     raise typer.Exit(code)
+
+
+def _in_a_process(check: Callable[[], list[Any]]) -> list[Any]:
+    """The results of checks that run in a forked process: an estimator that ends its process must not end ours."""
+    from hesstheory.conformance import CheckResult, Misuse
+
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def work() -> None:
+        try:
+            sender.send(check())
+        except Misuse as error:
+            sender.send(error)
+
+    child = context.Process(target=work)
+    child.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        child.join()
+        text = f"kills its process (exit code {child.exitcode}): --isolate tells in which check"
+        return [CheckResult("check_answers_are_legal", "failed", text)]
+    child.join()
+    if isinstance(answer, Misuse):
+        raise answer
+    return list(answer)
 
 
 def _probe(name: str) -> Any:
@@ -264,13 +297,18 @@ def _print_results(estimator: str, results: Any, code: int, how: str, *, partial
             console.print(f"{result.check}: {result.detail}", style="red", markup=False)
             for suspect in result.suspects:
                 console.print(f"  looks like {suspect}: {sin_of(suspect)}", markup=False)
-            console.print(f"  {result.reproduce}", style="dim", markup=False)
+            console.print(f"  {result.reproduce}", style="dim", markup=False, soft_wrap=True)
+        elif result.status == "xfailed" or (partial and result.status == "skipped"):
+            console.print(f"{result.check} {result.status}: {result.detail}", markup=False)
     verdict = {0: "right, as far as the checks above see", 1: "WRONG", 3: "not decidable at this budget"}[code]
     if partial and code == 0:
-        console.print(f"the {len(results)} chosen checks found nothing; the others were not asked")
+        console.print("the chosen checks found nothing; the others were not asked")
     else:
-        console.print(f"{estimator} is {verdict} ({how}); nominal level of the whole run 1e-6",
-                      markup=False)  # fmt: skip
+        expected = sum(result.status == "xfailed" for result in results)
+        failures = f", {expected} failures expected" if expected else ""
+        console.print(f"{estimator} is {verdict}{failures} ({how}); nominal level of the whole run 1e-6", markup=False)
+    if not partial and len(results) < len(CHECKS):
+        console.print(f"{len(CHECKS) - len(results)} checks, of the spread and of errors, belong to --profile ci")
 
 
 def _print_peers(options: dict[str, Any], xfails: Path | None, json_file: Path | None) -> int:
@@ -287,6 +325,8 @@ def _print_peers(options: dict[str, Any], xfails: Path | None, json_file: Path |
         board = scoreboard(**options, xfails=xfails, on_result=_Dots())
     except Misuse as error:
         _misuse(str(error))
+    if not board:
+        _misuse(f"no adapter to {', '.join(versions)}: pip install -c constraints.txt -e '.[peers]'")
     title = ", ".join(f"{name} {version}" for name, version in versions.items())
     table = Table("check", *board, title=f"{title}; profile {options['profile']}, seed {options['seed']}")
     checks = dict.fromkeys(result.check for results in board.values() for result in results)

@@ -377,6 +377,12 @@ def twice(problem, *, num_probes, generator):
 
 def old_style(problem, samples=10):
     return 0.0
+
+def late_exit(problem, *, num_probes, generator):
+    if num_probes == 1:
+        import os
+        os._exit(0)
+    return right(problem, num_probes=num_probes, generator=generator)
 """
 
 
@@ -416,6 +422,33 @@ def test_misuse_has_exit_code_two_and_one_sentence(arguments, estimators):
     run = _check(*(a.format(path=estimators) for a in arguments))
     assert run.exit_code == 2, run.output
     assert "Traceback" not in run.output
+
+
+def test_an_estimator_that_ends_its_process_late_does_not_pass(estimators):
+    result = _check(f"{estimators}:late_exit", "--profile", "smoke", "--check", "one_probe")
+    assert result.exit_code == 1
+    assert "kills its process" in result.output
+
+
+def test_a_module_that_exits_is_misuse(tmp_path):
+    (tmp_path / "exits.py").write_text("import sys; sys.exit(0)")
+    result = _check(f"{tmp_path / 'exits.py'}:x")
+    assert (result.exit_code, "does not import" in result.output) == (2, True)
+
+
+def test_a_chosen_check_that_is_skipped_decides_nothing(estimators):
+    result = _check(f"{estimators}:right", "--profile", "smoke", "--check", "check_stderr_size")
+    assert (result.exit_code, "belongs to the ci profile" in " ".join(result.output.split())) == (3, True)
+
+
+def test_commands_can_be_pasted():
+    course = Course(_biased, probe=Rademacher(), time_limit=7.0, isolate=True)
+    assert course.command.endswith("--seed 0 --probe Rademacher --time-limit 7 --isolate")
+
+
+def test_a_time_limit_may_be_infinite():
+    results = check_estimator(_biased, "smoke", checks=["check_one_probe"], time_limit=float("inf"))
+    assert results[-1].status == "passed"
 
 
 def test_too_noisy_to_tell_has_exit_code_three(estimators):

@@ -71,7 +71,7 @@ def _module(name: str) -> ModuleType:
     sys.path.insert(0, "")  # as `python -m` does: the folder where the command was given
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Misuse(f"{name} does not import: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
@@ -88,7 +88,7 @@ def _module_from_file(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent.absolute()))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise Misuse(f"{path} does not import: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(str(path.parent.absolute()))

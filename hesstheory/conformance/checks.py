@@ -202,7 +202,7 @@ def _illegal(session: Session, reference: Reference, num_probes: int) -> str:
         raise
     except (Exception, SystemExit) as error:
         first = (str(error).splitlines() or [""])[0]
-        return f"raises {type(error).__name__} ({first[:200]}) on {reference.problem}: {reference.hunts}"
+        return f"raises {type(error).__name__} ({first[:200]}) on {reference.problem}"
     return ""
 
 

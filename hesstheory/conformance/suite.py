@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shlex
 import signal
 import threading
 import time
@@ -35,6 +36,8 @@ from hesstheory.conformance.checks import (
 XFAILED = "xfailed"
 PROFILES = ("smoke", "ci", "full")
 SIGNATURES = "signatures.json"
+TIME_LIMIT = 300.0  # seconds per check
+_LONGEST = 1e7  # seconds that an alarm can be set to
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def check_estimator(
     expected_failed_checks: Mapping[str, str] | None = None,
     checks: Sequence[str] | None = None,
     probe: Any = None,
-    time_limit: float = 300.0,
+    time_limit: float = TIME_LIMIT,
     isolate: bool = False,
     on_result: Callable[[CheckResult], None] | None = None,
 ) -> list[CheckResult]:
@@ -95,7 +98,8 @@ class Course:
 
     def __init__(
         self, estimator: Estimator | str, *, profile: str = "ci", num_probes: int = 32, seed: int = 0,
-        probe: Any = None, expected: Mapping[str, str] | None = None, time_limit: float = 300.0, isolate: bool = False,
+        probe: Any = None, expected: Mapping[str, str] | None = None, time_limit: float = TIME_LIMIT,
+        isolate: bool = False,
     ) -> None:  # fmt: skip
         subject = load(estimator) if isinstance(estimator, str) else as_estimator(estimator)
         if not isinstance(num_probes, int) or num_probes < 2:
@@ -103,7 +107,11 @@ class Course:
         if profile not in PROFILES:
             raise Misuse(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
         name = estimator if isinstance(estimator, str) else _name_of(estimator)
-        self.command = f"hesstheory check {name} --profile {profile} --num-probes {num_probes} --seed {seed}"
+        options = ["--profile", profile, "--num-probes", str(num_probes), "--seed", str(seed)]
+        options += ["--probe", type(probe).__name__] if probe is not None else []
+        options += ["--time-limit", f"{time_limit:g}"] if time_limit != TIME_LIMIT else []
+        options += ["--isolate"] if isolate else []
+        self.command = shlex.join(["hesstheory", "check", name, *options])
         self.session = Session(subject, profile, num_probes, seed, probe)
         self.expected = read_expected(expected)
         self.time_limit, self.isolate = time_limit, isolate
@@ -246,7 +254,7 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise _Alarm
 
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, min(seconds, _LONGEST))
     try:
         yield
     finally:
@@ -266,7 +274,7 @@ def _in_child(check: ConformanceCheck, session: Session, time_limit: float) -> D
     child = context.Process(target=work, daemon=True)
     child.start()
     sender.close()
-    limit = 2 * time_limit + 5
+    limit = min(2 * time_limit + 5, _LONGEST)
     try:
         if receiver.poll(limit):
             decided, session.illegal = receiver.recv()
@@ -422,7 +430,7 @@ def _xml_safe(text: str) -> str:
 
 def scoreboard(
     profile: str = "ci", *, names: Sequence[str] | None = None, num_probes: int = 32, seed: int = 0,
-    time_limit: float = 300.0, xfails: Path | None = None, on_result: Callable[[CheckResult], None] | None = None,
+    time_limit: float = TIME_LIMIT, xfails: Path | None = None, on_result: Callable[[CheckResult], None] | None = None,
 ) -> dict[str, list[CheckResult]]:  # fmt: skip
     """Peer libraries that are installed, checked; `xfails` is a TOML file with a table of reasons for each."""
     from hesstheory.conformance.peers import PEERS, distribution_of, installed
@@ -430,6 +438,8 @@ def scoreboard(
     if unknown := [name for name in names or () if name not in PEERS]:
         raise Misuse(f"no peer {unknown[0]!r}; the peers are {', '.join(PEERS)}")
     present, expected = installed(), _tables(xfails, PEERS) if xfails else {}
+    if missing := [name for name in names or () if distribution_of(name) not in present]:
+        raise Misuse(f"{missing[0]} is not installed: pip install -c constraints.txt -e '.[peers]'")
     return {
         name: check_estimator(
             PEERS[name], profile, num_probes=num_probes, seed=seed, time_limit=time_limit,
