@@ -1,7 +1,6 @@
-"""On what: small networks with known Hessians, real data, prescribed Hessians, and ties of known bias.
+"""Small networks with known Hessians, prescribed Hessians, and ties of known bias.
 
 Every network of `SMALL` has at most 127 parameters, so that Hadamard designs enumerate its probe variance exactly.
-Parameters are drawn from the generator alone; no function here reads or moves the global random stream.
 """
 
 from __future__ import annotations
@@ -9,115 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
-from numpy import ndarray
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from hesstheory.problem import Batch, Problem
-
-# --- data -------------------------------------------------------------------------------------------------------------
-
-
-class Data(NamedTuple):
-    """Inputs and targets, samples along axis 0."""
-
-    inputs: Tensor
-    targets: Tensor
-
-
-def digits(
-    num_features: int | None = None,
-    num_classes: int = 10,
-    num_samples: int | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Data:
-    """The handwritten digits of scikit-learn as vectors (N×64), or their first principal components (N×num_features).
-
-    Pixels are centred and divided by one common standard deviation; every component has variance one. Both are taken
-    over all images of the first `num_classes` classes, of which the first `num_samples` are returned in file order.
-    """
-    if num_features is None:
-        return _data(_pixels(num_classes), num_classes, num_samples, dtype)
-    scores = _principal_components(num_classes)
-    if not 1 <= num_features <= scores.shape[1]:
-        raise ValueError(f"num_features is {num_features}: the digits have 1 to {scores.shape[1]} components")
-    return _data(scores[:, :num_features], num_classes, num_samples, dtype)
-
-
-def digit_images(num_classes: int = 10, num_samples: int | None = None, dtype: torch.dtype = torch.float64) -> Data:
-    """The digits as images of one channel, N×1×8×8."""
-    return _data(_pixels(num_classes).reshape(-1, 1, 8, 8), num_classes, num_samples, dtype)
-
-
-def digit_rows(num_classes: int = 10, num_samples: int | None = None, dtype: torch.dtype = torch.float64) -> Data:
-    """The digits as sequences of eight rows, N×8×8: axis 1 is the step or token."""
-    return _data(_pixels(num_classes).reshape(-1, 8, 8), num_classes, num_samples, dtype)
-
-
-def _digits_to_reconstruct(
-    num_features: int, num_classes: int, num_samples: int | None = None, dtype: torch.dtype = torch.float64
-) -> Data:
-    inputs, _ = digits(num_features, num_classes, num_samples, dtype)
-    return Data(inputs, inputs.clone())
-
-
-def _data(inputs: ndarray, num_classes: int, num_samples: int | None, dtype: torch.dtype) -> Data:
-    if num_samples is not None and not 1 <= num_samples <= len(inputs):
-        raise ValueError(f"num_samples is {num_samples}: the first {num_classes} digits have 1 to {len(inputs)} images")
-    targets = _load_digits(num_classes)[1]
-    return Data(torch.tensor(inputs[:num_samples], dtype=dtype), torch.tensor(targets[:num_samples]))
-
-
-@lru_cache
-def _load_digits(num_classes: int) -> tuple[Float64[ndarray, "images 64"], Int64[ndarray, " images"]]:
-    from sklearn.datasets import load_digits  # takes a second to import
-
-    if not 2 <= num_classes <= 10:
-        raise ValueError(f"num_classes is {num_classes}: the digits have 2 to 10 classes")
-    pixels, labels = load_digits(n_class=num_classes, return_X_y=True)
-    return np.asarray(pixels, dtype=np.float64), np.asarray(labels, dtype=np.int64)
-
-
-@lru_cache
-def _pixels(num_classes: int) -> Float64[ndarray, "images 64"]:
-    pixels, _ = _load_digits(num_classes)
-    centred = pixels - pixels.mean(axis=0)
-    scaled: ndarray = centred / centred.std()
-    return scaled
-
-
-@lru_cache
-def _principal_components(num_classes: int) -> Float64[ndarray, "images components"]:
-    """Scores of unit variance; the largest entry of every direction is positive. Constant directions are left out."""
-    U, s, Vt = np.linalg.svd(_pixels(num_classes), full_matrices=False)
-    largest = np.take_along_axis(Vt, np.abs(Vt).argmax(axis=1, keepdims=True), axis=1)
-    rank = int((s > s[0] * len(U) * np.finfo(s.dtype).eps).sum())
-    scores: ndarray = (U * np.sign(largest[:, 0]))[:, :rank] * math.sqrt(len(U))
-    return scores
-
+from hesstheory.zoo.data import Data, digit_images, digit_rows, digits, digits_to_reconstruct
+from hesstheory.zoo.initial import blank, initialise, train_without_dropout
 
 # --- networks ---------------------------------------------------------------------------------------------------------
 
 
-M = TypeVar("M", bound=nn.Module)
-
-
-def _blank(module: type[M], *args: Any, **kwargs: Any) -> M:
-    """A module with uninitialised parameters: its own initialisation would draw from the global random stream."""
-    blank: M = skip_init(module, *args, **kwargs)  # type: ignore[no-untyped-call]
-    return blank
-
-
 def _linear(num_in: int, num_out: int, bias: bool = True) -> nn.Linear:
-    return _blank(nn.Linear, num_in, num_out, bias=bias)
+    return blank(nn.Linear, num_in, num_out, bias=bias)
 
 
 def _mlp(
@@ -135,7 +42,7 @@ def _mlp(
 
 
 def _batch_norm(width: int) -> nn.Module:
-    return _blank(nn.BatchNorm1d, width)
+    return blank(nn.BatchNorm1d, width)
 
 
 def _chain(*modules: tuple[str, nn.Module]) -> nn.Sequential:
@@ -147,12 +54,12 @@ def _chain(*modules: tuple[str, nn.Module]) -> nn.Sequential:
 
 def _small_cnn() -> nn.Sequential:
     return _chain(
-        ("conv1", _blank(nn.Conv2d, 1, 2, 3)),
-        ("norm1", _blank(nn.BatchNorm2d, 2)),
+        ("conv1", blank(nn.Conv2d, 1, 2, 3)),
+        ("norm1", blank(nn.BatchNorm2d, 2)),
         ("act1", nn.ReLU()),
         ("pool1", nn.MaxPool2d(2)),
-        ("conv2", _blank(nn.Conv2d, 2, 4, 2)),
-        ("norm2", _blank(nn.BatchNorm2d, 4)),
+        ("conv2", blank(nn.Conv2d, 2, 4, 2)),
+        ("norm2", blank(nn.BatchNorm2d, 4)),
         ("act2", nn.ReLU()),
         ("flatten", nn.Flatten()),
         ("head", _linear(16, 3)),
@@ -161,12 +68,12 @@ def _small_cnn() -> nn.Sequential:
 
 def _digits_cnn() -> nn.Sequential:
     return _chain(
-        ("conv1", _blank(nn.Conv2d, 1, 10, 3, padding=1)),
-        ("norm1", _blank(nn.BatchNorm2d, 10)),
+        ("conv1", blank(nn.Conv2d, 1, 10, 3, padding=1)),
+        ("norm1", blank(nn.BatchNorm2d, 10)),
         ("act1", nn.ReLU()),
         ("pool1", nn.MaxPool2d(2)),
-        ("conv2", _blank(nn.Conv2d, 10, 20, 3, padding=1)),
-        ("norm2", _blank(nn.BatchNorm2d, 20)),
+        ("conv2", blank(nn.Conv2d, 10, 20, 3, padding=1)),
+        ("norm2", blank(nn.BatchNorm2d, 20)),
         ("act2", nn.ReLU()),
         ("pool2", nn.MaxPool2d(2)),
         ("flatten", nn.Flatten()),
@@ -248,10 +155,10 @@ class Attention(nn.Module):
         super().__init__()
         self.embed = _linear(8, width)
         self.register_buffer("positions", _positions(8, width))
-        self.norm1: nn.Module = _blank(nn.LayerNorm, width) if norm else nn.Identity()
+        self.norm1: nn.Module = blank(nn.LayerNorm, width) if norm else nn.Identity()
         self.query, self.key = _linear(width, width, bias=False), _linear(width, width, bias=False)
         self.value, self.output = _linear(width, width, bias=False), _linear(width, width, bias=False)
-        self.norm2: nn.Module = _blank(nn.LayerNorm, width) if norm else nn.Identity()
+        self.norm2: nn.Module = blank(nn.LayerNorm, width) if norm else nn.Identity()
         self.expand, self.act, self.contract = _linear(width, hidden), activation(), _linear(hidden, width)
         self.head = _linear(width, num_out)
 
@@ -332,7 +239,7 @@ SMALL = _registry(
     Network(
         "autoencoder",
         partial(TiedAutoencoder, 8, 5, nn.Tanh),
-        partial(_digits_to_reconstruct, 8, 3),
+        partial(digits_to_reconstruct, 8, 3),
         F.mse_loss,
         tied=("up.weight",),
         series=("up.weight",),
@@ -340,7 +247,7 @@ SMALL = _registry(
     Network(
         "relu_autoencoder",
         partial(TiedAutoencoder, 8, 5, nn.ReLU),
-        partial(_digits_to_reconstruct, 8, 3),
+        partial(digits_to_reconstruct, 8, 3),
         F.mse_loss,
         tied=("up.weight",),
         series=("up.weight",),
@@ -421,52 +328,12 @@ def trained(name: str, generator: torch.Generator, steps: int, *, dtype: torch.d
     return model.train(chosen.train_mode)
 
 
-# --- initial values and training --------------------------------------------------------------------------------------
-
-
-def initialise(model: nn.Module, inputs: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
-    """Draw weights from N(0, gain²/fan-in), biases from N(0, 0.2²), norm weights from N(1, 0.2²).
-
-    Running statistics of batch norm are those of `inputs`, and every named tensor of a tie is drawn once.
-    The draws are float64 whatever the dtype of the model, so that precisions can be compared.
-    """
-    scales = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm | nn.modules.batchnorm._BatchNorm)}
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            if parameter.ndim > 1:
-                parameter.copy_(gain * noise / math.sqrt(parameter[0].numel()))
-            else:
-                parameter.copy_(float(id(parameter) in scales) + 0.2 * noise)
-        _set_running_statistics(model, inputs)
-
-
-def _set_running_statistics(model: nn.Module, inputs: Tensor) -> None:
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if not norms:
-        return
-    momenta, was_training = [norm.momentum for norm in norms], model.training
-    _train_without_dropout(model)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = 1.0
-    model(inputs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)
-
-
-def _train_without_dropout(model: nn.Module) -> None:
-    """Train mode, but for dropout, which would read the global random stream."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.eval()
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def _descend(model: nn.Module, network: Network, data: Data, steps: int, generator: torch.Generator) -> None:
     """Gradient descent with momentum 0.9 on mini-batches of 32 drawn with replacement."""
-    _train_without_dropout(model)
+    train_without_dropout(model)
     parameters = list(model.parameters())
     velocities = [torch.zeros_like(p) for p in parameters]
     for _ in range(steps):
