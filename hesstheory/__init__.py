@@ -12,25 +12,27 @@ __version__ = "0.1.0"
 
 _ROOMS = {
     "problem": ("NotTwiceDifferentiable", "Partition", "Problem"),
-    "curvature": ("Curvature", "ggn", "hessian", "per_sample_hessians", "unrolled_hessian"),
+    "curvature": ("Curvature", "ggn", "hessian", "per_sample_hessians", "residual", "unrolled_hessian"),
     "estimators": (
         "BlockSeparatedTrace",
         "Estimate",
         "Gaussian",
         "HadamardColumns",
+        "HutchPP",
         "LayerwiseTrace",
         "Rademacher",
         "SparseSigns",
         "Sphere",
         "Uniform",
+        "XTrace",
     ),
-    "logit_space": ("LogitProbeTrace", "NotConvex", "NotPiecewiseLinear", "exact_traces"),
+    "logit_space": ("ControlVariateTrace", "LogitProbeTrace", "NotConvex", "NotPiecewiseLinear", "exact_traces"),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
     "conformance": ("CheckResult", "check_estimator"),
     "pytest_plugin": ("parametrize_with_checks",),
 }
-_MODULES = (*_ROOMS, "execution", "figures", "mutants", "report", "theory", "zoo")
+_MODULES = (*_ROOMS, "convolution", "execution", "figures", "mutants", "report", "theory", "zoo")
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from hesstheory import (
         claims,
         conformance,
+        convolution,
         curvature,
         estimators,
         evidence,
@@ -54,20 +57,22 @@ if TYPE_CHECKING:
     )
     from hesstheory.claims import Ledger, claim, validate
     from hesstheory.conformance import CheckResult, check_estimator
-    from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, unrolled_hessian
+    from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, residual, unrolled_hessian
     from hesstheory.estimators import (
         BlockSeparatedTrace,
         Estimate,
         Gaussian,
         HadamardColumns,
+        HutchPP,
         LayerwiseTrace,
         Rademacher,
         SparseSigns,
         Sphere,
         Uniform,
+        XTrace,
     )
     from hesstheory.evidence import Check, Verdict
-    from hesstheory.logit_space import LogitProbeTrace, NotConvex, NotPiecewiseLinear, exact_traces
+    from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, NotConvex, NotPiecewiseLinear, exact_traces
     from hesstheory.problem import NotTwiceDifferentiable, Partition, Problem
     from hesstheory.pytest_plugin import parametrize_with_checks
 

@@ -21,7 +21,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from hesstheory.estimators import Estimate, Probe, Rademacher, check_num_probes
+from hesstheory.curvature import residual
+from hesstheory.estimators import Estimate, LayerwiseTrace, Probe, Rademacher, check_num_probes
 from hesstheory.problem import Batch, Problem, differentiating, graph_nodes
 
 if TYPE_CHECKING:
@@ -519,3 +520,36 @@ class LogitProbeTrace:
             for block, tensors in problem.partition.blocks.items()
         }
         return Estimate(pd.DataFrame(blocks), num_matvecs=self.num_probes)
+
+
+@dataclass(frozen=True)
+class ControlVariateTrace:
+    """Traces tr H_ll = tr G_ll + tr R_ll for any network, probes on the residual R = H − G alone (claim G8).
+
+    tr G_ll is exact, or with `exact=False` a logit probe of its own for every parameter probe. Unbiased; the variance
+    is T2 with R for H, far less where the loss is small. `num_matvecs` counts products with R; the traces of G cost
+    as many gradients as S has columns on top.
+    """
+
+    num_probes: int = 10
+    probe: Probe = field(default_factory=Rademacher)
+    exact: bool = True
+
+    def __post_init__(self) -> None:
+        check_num_probes(self.num_probes)
+
+    def __call__(
+        self,
+        problem: Problem,
+        generator: torch.Generator | None = None,
+        *,
+        probes: Float[Tensor, "params probes"] | None = None,
+    ) -> Estimate:
+        """Estimates with probes drawn from the generator, or with the given P×K probes on R."""
+        of_residual = LayerwiseTrace(self.num_probes, self.probe, residual)(problem, generator, probes=probes)
+        if self.exact:
+            return Estimate(of_residual.samples + exact_traces(problem, "ggn"), of_residual.num_matvecs)
+        if generator is None:
+            raise TypeError("exact=False draws logit probes: pass a torch.Generator beside probes=")
+        of_ggn = LogitProbeTrace(len(of_residual.samples))(problem, generator)
+        return Estimate(of_residual.samples + of_ggn.samples, of_residual.num_matvecs)

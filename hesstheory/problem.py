@@ -205,7 +205,7 @@ class Problem:
         other = self.with_batches(tree_map(_to_double, batch) for batch in self.batches)
         other.loss_fn = loss_fn
         other._differentiate(model)
-        if _leaves(self.loss(self.batches[0])) & _leaves(other.loss(other.batches[0])):
+        if graph_leaves(self.loss(self.batches[0])) & graph_leaves(other.loss(other.batches[0])):
             raise ValueError(
                 "loss_fn reads parameters of the model by itself, so that a float64 copy would be measured "
                 "wrongly: call model.double() before building the Problem, or let the model return the penalty"
@@ -359,7 +359,7 @@ class Problem:
     def _unreached(self, loss: Tensor) -> list[str]:
         reached: set[int] = set()
         for number, batch in enumerate(self.batches):
-            reached |= _leaves(loss if number == 0 else self.loss(batch))
+            reached |= graph_leaves(loss if number == 0 else self.loss(batch))
             if all(id(p) in reached for p in self.params.values()):
                 return []
         return [name for name, p in self.params.items() if id(p) not in reached]
@@ -385,7 +385,7 @@ def graph_nodes(value: Tensor) -> Iterator[Any]:
         stack.extend(parent for parent, _ in node.next_functions)
 
 
-def _leaves(loss: Tensor) -> set[int]:
+def graph_leaves(loss: Tensor) -> set[int]:
     """Identities of the leaf tensors that a graph ends in."""
     return {id(node.variable) for node in graph_nodes(loss) if hasattr(node, "variable")}
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -46,7 +47,11 @@ def _signs(problem: Problem, generator: torch.Generator) -> Vectors:
 
 def _all_signs(problem: Problem, num_probes: int, generator: torch.Generator) -> Vectors:
     """K probes of fair signs along the first axis."""
-    Z = Rademacher().sample(problem.num_params, num_probes, generator).to(problem.dtype)
+    return cut(problem, Rademacher().sample(problem.num_params, num_probes, generator).to(problem.dtype))
+
+
+def cut(problem: Problem, Z: Float[Tensor, "params columns"]) -> Vectors:
+    """The columns of a matrix along the first axis of a tensor for each parameter."""
     return {
         name: Z[start:stop].mT.reshape(-1, *p.shape)
         for (name, p), (start, stop) in zip(problem.params.items(), problem.offsets.values(), strict=True)
@@ -238,14 +243,20 @@ def forward_over_reverse(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
     """Signs, products by `torch.func.jvp` of `torch.func.grad`, all together; traces with standard errors."""
-    params = {name: p.detach() for name, p in problem.params.items()}
-    gradient = grad(partial(_functional_risk, problem))
     Z = _all_signs(problem, num_probes, generator)
-    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # the other kernels have no forward derivative
-        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about its own decompositions
-        HZ = vmap(lambda z: jvp(gradient, (params,), (z,))[1])(Z)
+    HZ = jvps_of_gradient(problem, Z)
     forms = {block: _dots(names, Z, HZ) for block, names in problem.partition.blocks.items()}
     return _with_stderr([dict(zip(forms, row, strict=True)) for row in zip(*forms.values(), strict=True)])
+
+
+def jvps_of_gradient(problem: Problem, Z: Vectors) -> Vectors:
+    """Hessian products by `torch.func.jvp` of `torch.func.grad`, all columns together."""
+    params = {name: p.detach() for name, p in problem.params.items()}
+    gradient = grad(partial(_functional_risk, problem))
+    with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):  # the other kernels have no forward derivative
+        warnings.simplefilter("ignore", DeprecationWarning)  # of torch, about its own decompositions
+        HZ: Vectors = vmap(lambda z: jvp(gradient, (params,), (z,))[1])(Z)
+    return HZ
 
 
 def _functional_risk(problem: Problem, params: Vectors) -> Tensor:

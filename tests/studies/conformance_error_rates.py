@@ -4,8 +4,9 @@
 
 Right estimators of six kinds go through the whole ci profile with a seed of their own each time. Two hundred runs of
 each would take hours of automatic differentiation on networks whose Hessian is the same every time, so the Hessian of a
-problem is held as a dense matrix and multiplied with the probes; forward over reverse alone differentiates. The draws,
-and with them all that the suite decides by chance, are those of the estimators in `hesstheory.conformance.correct`.
+problem is held as a dense matrix and multiplied with the probes, that of forward over reverse by `torch.func.jvp` of
+`torch.func.grad`. The draws, and with them all that the suite decides by chance, are those of the estimators in
+`hesstheory.conformance.correct`; "forward-over-reverse each time" is the one of that module itself.
 
 The power is that of `check_unbiased` against right estimators whose every block is 1 % too large.
 
@@ -20,6 +21,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -28,7 +30,7 @@ import torch
 
 from hesstheory import Gaussian, Problem, Rademacher, hessian
 from hesstheory.conformance import check_estimator, exit_code
-from hesstheory.conformance.correct import forward_over_reverse
+from hesstheory.conformance.correct import cut, forward_over_reverse, jvps_of_gradient
 from hesstheory.estimators import Probe
 from hesstheory.evidence import clopper_pearson
 from hesstheory.execution import append_line, scatter, write_atomically
@@ -37,21 +39,36 @@ Samples = Callable[[Problem, int, torch.Generator], torch.Tensor]
 
 # --- right estimators -------------------------------------------------------------------------------------------------
 
-_HELD: WeakKeyDictionary[Problem, tuple[list[torch.Tensor], torch.Tensor]] = WeakKeyDictionary()
+Dense = Callable[[Problem], torch.Tensor]
 
 
-def held(problem: Problem) -> torch.Tensor:
+def reverse_over_reverse(problem: Problem) -> torch.Tensor:
+    return hessian(problem).to_dense()
+
+
+def jvp_of_grad(problem: Problem) -> torch.Tensor:
+    eye, problem = torch.eye(problem.num_params, dtype=torch.float64), problem.double()
+    return torch.cat([r.reshape(len(r), -1) for r in jvps_of_gradient(problem, cut(problem, eye)).values()], dim=1)
+
+
+_HELD: dict[Dense, WeakKeyDictionary[Problem, tuple[list[torch.Tensor], torch.Tensor]]] = {
+    reverse_over_reverse: WeakKeyDictionary(),
+    jvp_of_grad: WeakKeyDictionary(),
+}
+
+
+def held(problem: Problem, dense: Dense = reverse_over_reverse) -> torch.Tensor:
     """The dense Hessian, computed once for every state of parameters and buffers."""
     state = [tensor.detach() for tensor in (*problem.model.parameters(), *problem.model.buffers())]
-    known = _HELD.get(problem)
+    known = _HELD[dense].get(problem)
     if known is None or not all(map(torch.equal, known[0], state)):
-        known = _HELD[problem] = [tensor.clone() for tensor in state], hessian(problem).to_dense()
+        known = _HELD[dense][problem] = [tensor.clone() for tensor in state], dense(problem)
     return known[1]
 
 
-def one_product(problem: Problem, Z: torch.Tensor) -> torch.Tensor:
+def one_product(problem: Problem, Z: torch.Tensor, dense: Dense = reverse_over_reverse) -> torch.Tensor:
     """Samples z_l·(Hz)_l, probes × blocks."""
-    forms = Z * (held(problem) @ Z)
+    forms = Z * (held(problem, dense) @ Z)
     return torch.stack([forms[index].sum(0) for index in problem.index.values()], dim=1)
 
 
@@ -92,7 +109,8 @@ RIGHT: dict[str, Callable[..., Any]] = {
     "signs": Right(Rademacher()),
     "normal": Right(Gaussian()),
     "block-separated": Right(Rademacher(), separated),
-    "forward-over-reverse": forward_over_reverse,
+    "forward-over-reverse": Right(Rademacher(), partial(one_product, dense=jvp_of_grad)),
+    "forward-over-reverse each time": forward_over_reverse,
     "without stderr": Right(Rademacher(), form=without_stderr),
     "total only": Right(Rademacher(), form=total_only),
 }

@@ -1,0 +1,139 @@
+"""Convolutions whose derivatives of every order are convolutions: a Hessian product costs two gradients.
+
+y = x ∗ w is bilinear, ⟨g, x ∗ w⟩ trilinear in (x, w, g), and each of the three maps that it defines has the other two
+for derivatives. PyTorch's own second derivative takes detours through transposed copies that cost half as much again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What the three maps of one convolution share."""
+
+    input_size: torch.Size
+    weight_size: torch.Size
+    options: tuple[Any, ...]  # stride, padding, dilation, transposed, output padding, groups
+
+    def slope(self, g: Tensor, x: Tensor | None, w: Tensor | None) -> Tensor:
+        """The slope at the input or at the weight, whichever is None, of which PyTorch reads the size alone."""
+        blank = g.new_empty(1)
+        given = (blank.expand(self.input_size) if x is None else x, blank.expand(self.weight_size) if w is None else w)
+        mask = [x is None, w is None, False]
+        slopes = torch.ops.aten.convolution_backward(g, *given, None, *self.options, mask)
+        wanted: Tensor = slopes[0] if x is None else slopes[1]
+        return wanted
+
+
+def _apply(which: Any, a: Tensor, b: Tensor, ctx: Any) -> Tensor:
+    mapped: Tensor = which.apply(a, b, ctx.geometry)
+    return mapped
+
+
+class _Output(Function):
+    """(x, w) ↦ x ∗ w."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.geometry = geometry
+        return torch.convolution(x, w, None, *geometry.options)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        at_x, at_w, _ = ctx.needs_input_grad
+        return (
+            _apply(_AtInput, g, w, ctx) if at_x else None,
+            _apply(_AtWeight, x, g, ctx) if at_w else None,
+            None,
+        )
+
+
+class _AtInput(Function):
+    """(g, w) ↦ the slope at the input."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(g, w)
+        ctx.geometry = geometry
+        return geometry.slope(g, None, w)
+
+    @staticmethod
+    def backward(ctx: Any, u: Tensor) -> Any:
+        g, w = ctx.saved_tensors
+        at_g, at_w, _ = ctx.needs_input_grad
+        return (
+            _apply(_Output, u, w, ctx) if at_g else None,
+            _apply(_AtWeight, u, g, ctx) if at_w else None,
+            None,
+        )
+
+
+class _AtWeight(Function):
+    """(x, g) ↦ the slope at the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, g: Tensor, geometry: _Geometry) -> Tensor:
+        ctx.save_for_backward(x, g)
+        ctx.geometry = geometry
+        return geometry.slope(g, x, None)
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> Any:
+        x, g = ctx.saved_tensors
+        at_x, at_g, _ = ctx.needs_input_grad
+        return (
+            _apply(_AtInput, g, v, ctx) if at_x else None,
+            _apply(_Output, x, v, ctx) if at_g else None,
+            None,
+        )
+
+
+def _convolution(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    dimensions = w.ndim - 2
+
+    def each(option: Any) -> list[int]:
+        return [option] * dimensions if isinstance(option, int) else list(option) * (dimensions // len(option))
+
+    options = (each(stride), each(padding), each(dilation), False, each(0), groups)
+    y: Tensor = _Output.apply(x, w, _Geometry(x.shape, w.shape, options))  # type: ignore[no-untyped-call]
+    return y if bias is None else y + bias.reshape(-1, *[1] * dimensions)
+
+
+class BilinearConvolutions(TorchFunctionMode):
+    """Within it, convolutions of the forward pass are these; all that they do not cover stays PyTorch's."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        ours = func in _CONVOLUTIONS and _is_plain(*args, **kwargs)
+        return _convolution(*args, **kwargs) if ours else func(*args, **kwargs)
+
+
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+
+
+def _is_plain(x: Any = None, w: Any = None, *args: Any, **options: Any) -> bool:
+    """A batch and a weight given by position, both real, the padding in numbers, and no autocast at work."""
+    if type(x) is not Tensor or not isinstance(w, Tensor) or x.ndim != w.ndim or x.is_complex():
+        return False
+    padding = args[2] if len(args) > 2 else options.get("padding", 0)
+    return not isinstance(padding, str) and not torch.is_autocast_enabled(x.device.type)
