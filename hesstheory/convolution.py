@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
-class _Geometry:
+class Geometry:
     """What the three maps of one convolution share."""
 
     input_size: torch.Size
@@ -42,7 +42,7 @@ class _Output(Function):
     """(x, w) ↦ x ∗ w."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
         return torch.convolution(x, w, None, *geometry.options)
@@ -62,7 +62,7 @@ class _AtInput(Function):
     """(g, w) ↦ the slope at the input."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(g, w)
         ctx.geometry = geometry
         return geometry.slope(g, None, w)
@@ -82,7 +82,7 @@ class _AtWeight(Function):
     """(x, g) ↦ the slope at the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor, geometry: _Geometry) -> Tensor:
+    def forward(ctx: Any, x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, g)
         ctx.geometry = geometry
         return geometry.slope(g, x, None)
@@ -113,7 +113,7 @@ def _convolution(
         return [option] * dimensions if isinstance(option, int) else list(option) * (dimensions // len(option))
 
     options = (each(stride), each(padding), each(dilation), False, each(0), groups)
-    y: Tensor = _Output.apply(x, w, _Geometry(x.shape, w.shape, options))  # type: ignore[no-untyped-call]
+    y: Tensor = _Output.apply(x, w, Geometry(x.shape, w.shape, options))  # type: ignore[no-untyped-call]
     return y if bias is None else y + bias.reshape(-1, *[1] * dimensions)
 
 

@@ -269,7 +269,7 @@ def _linearised_hessian(problem: Problem, batch: Batch) -> Push:
         loss = problem.loss(batch)
     _check_twice_differentiable(loss)
     gradients = _gradients(loss, params, create_graph=True)
-    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), _elements(loss))
+    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(loss))
 
 
 def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
@@ -283,7 +283,7 @@ def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
         (bent,) = _vjp([slope], [pushed], [leaf])
         return _vjp([outputs], [bent], [params[j] for j in wanted])
 
-    return Push(push, _elements(outputs))
+    return Push(push, graph_values(outputs))
 
 
 def _linearised_residual(problem: Problem, batch: Batch) -> Push:
@@ -297,7 +297,7 @@ def _linearised_residual(problem: Problem, batch: Batch) -> Push:
         )
     linear = outputs.mul(0.0 if slope is None else slope.detach()).sum()
     gradients = _gradients(linear, params, create_graph=True)
-    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), _elements(linear))
+    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(linear))
 
 
 def _convolutions(problem: Problem) -> AbstractContextManager[Any]:
@@ -395,8 +395,8 @@ def _check_twice_differentiable(value: Tensor) -> None:
             )
 
 
-def _elements(value: Tensor) -> int:
-    """Values that the forward graph of a tensor holds."""
+def graph_values(value: Tensor) -> int:
+    """Number of values that the forward graph of a tensor holds."""
     shapes = (metadata.shape for node in graph_nodes(value) for metadata in getattr(node, "_input_metadata", ()))
     return sum(math.prod(shape) for shape in shapes)
 
@@ -470,7 +470,7 @@ def _check_finite(values: Tensor) -> None:
 
 def _check_memory(side: int, device: torch.device) -> None:
     needed = 8 * side * side
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
+    available = free_memory(device)
     if needed > available:
         raise MemoryError(
             f"a dense float64 matrix of this size needs {needed:,} bytes and {available:,} are free: use products "
@@ -478,7 +478,10 @@ def _check_memory(side: int, device: torch.device) -> None:
         )
 
 
-def _available_memory() -> int:
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

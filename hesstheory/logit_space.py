@@ -7,8 +7,9 @@ their inputs and the slopes at their outputs (Goodfellow 2015; Li, Tramèr, Lian
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -19,11 +20,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
-from hesstheory.curvature import residual
+from hesstheory.convolution import Geometry
+from hesstheory.curvature import free_memory, graph_values, residual
 from hesstheory.estimators import Estimate, LayerwiseTrace, Probe, Rademacher, check_num_probes
-from hesstheory.problem import Batch, Problem, differentiating, graph_nodes
+from hesstheory.problem import Batch, Problem, differentiating, graph_nodes, to_double
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 Norms = Callable[[Tensor], dict[str, Float[Tensor, " samples"]]]
 
 _CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
+_KEPT = 3  # times the values of the forward graph that are held at most: these, the slopes, patches and Gram matrices
 _LARGE = 1_000_000  # parameters from which on a vector of them costs as much as a pass of one sample
 
 
@@ -48,27 +51,52 @@ def loss_root(problem: Problem, outputs: Tensor, batch: Batch) -> Float[Tensor, 
     For any loss, by an eigendecomposition of each sample's Hessian in its outputs. Raises `NotConvex`, and ValueError
     where the loss couples samples.
     """
-    leaf = outputs.detach().requires_grad_()
-    with differentiating():
-        loss = problem.loss_of(leaf, batch)
-        (slope,) = torch.autograd.grad(loss, [leaf], create_graph=True)
-    slope, D = slope.flatten(1), leaf[0].numel()
-    if not slope.requires_grad:
-        return leaf.new_zeros(len(leaf), D, 0)
-    _check_samples_apart(slope, leaf)
-    rows = [torch.autograd.grad(slope[:, d].sum(), leaf, retain_graph=True)[0].flatten(1) for d in range(D)]
-    H = torch.stack(rows, 1).double()
-    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
-    scale = float(values.abs().max()) if values.numel() else 0.0
-    rounding = 1e3 * D * torch.finfo(leaf.dtype).eps * scale
+    H, scale = _loss_hessians(problem, outputs, batch)
+    values, vectors = torch.linalg.eigh((H + H.mT).double() / 2)
+    rounding = 1e3 * H.shape[1] * torch.finfo(H.dtype).eps * scale
     if float(values.min()) < -rounding:
         raise NotConvex(
             f"the loss is not convex in the outputs (curvature {float(values.min()):.3g}): the Gauss-Newton matrix "
             "is then no sum of squares; use hessian(problem) with an estimator"
         )
     root = vectors * values.clamp(min=0).sqrt()[:, None]
-    kept: Tensor = root[..., values.amax(0) > rounding].to(leaf.dtype)
+    kept: Tensor = root[..., values.amax(0) > rounding].to(outputs.dtype)
     return kept
+
+
+def _loss_hessians(
+    problem: Problem, outputs: Tensor, batch: Batch
+) -> tuple[Float[Tensor, "samples outputs outputs"], float]:
+    """∂²loss/∂f_n² of every sample, and the curvature whose rounding it carries.
+
+    In float64 where the loss allows: where a softmax is sure, its small curvature is a difference of terms of the size
+    that they have at outputs of zero, and that is the scale of its rounding.
+    """
+    outputs, original = outputs.detach(), batch
+    try:
+        batch = (batch[0], tree_map(to_double, batch[1]))
+        slope, leaf = _slope(problem, outputs.double(), batch)
+    except (RuntimeError, TypeError):  # it holds float32 weights of its own
+        batch = original
+        slope, leaf = _slope(problem, outputs, batch)
+    D = slope.shape[1]
+    if not slope.requires_grad:
+        return leaf.new_zeros(len(leaf), D, D), 0.0
+    _check_samples_apart(slope, leaf)
+    rows = [torch.autograd.grad(slope[:, d].sum(), leaf, retain_graph=True)[0].flatten(1) for d in range(D)]
+    H, sizes = torch.stack(rows, 1), []
+    with suppress(ValueError):  # a loss that has no value there, such as one of log outputs
+        flat, zero = _slope(problem, torch.zeros_like(leaf), batch)
+        sizes.append(float(torch.autograd.grad(flat[:, 0].sum(), zero)[0].abs().max()) if flat.requires_grad else 0.0)
+    return H, max([float(H.abs().max()), *(size for size in sizes if math.isfinite(size))])
+
+
+def _slope(problem: Problem, outputs: Tensor, batch: Batch) -> tuple[Float[Tensor, "samples outputs"], Tensor]:
+    """The slope of the loss at given outputs, with its graph, and the leaf that holds them."""
+    leaf = outputs.clone().requires_grad_()
+    with differentiating():
+        (slope,) = torch.autograd.grad(problem.loss_of(leaf, batch), [leaf], create_graph=True)
+    return slope.flatten(1), leaf
 
 
 def _check_samples_apart(slope: Tensor, leaf: Tensor) -> None:
@@ -204,35 +232,34 @@ def _uses(outputs: Tensor) -> dict[int, int]:
 _Rule = Callable[[Any, Tensor, dict[str, str]], "Norms | None"]
 
 
-def _of_products(A: Float[Tensor, samples in positions], groups: int = 1) -> Callable[[Tensor], Tensor]:
+def _of_products(A: Float[Tensor, samples in positions], num_out: int, groups: int = 1) -> Callable[[Tensor], Tensor]:
     """‖δ_n A_nᵀ‖² for slopes δ_n (out × positions), over groups: by the gradient, or by the Gram matrices of positions.
 
     ‖δAᵀ‖² = ⟨δᵀδ, AᵀA⟩, which is cheaper where there are fewer positions than entries; AᵀA serves all columns.
     """
     B, I, T = A.shape
-    A = A.reshape(B, groups, I // groups, T)
-    grams: list[Tensor] = []
+    A, out, inside = A.reshape(B, groups, I // groups, T), num_out // groups, I // groups
 
-    def norms(slope: Float[Tensor, "samples out positions"]) -> Tensor:
-        D = slope.reshape(B, groups, -1, T)
-        out, inside = D.shape[2], A.shape[2]
-        if T == 1:
-            return (D.square().sum((2, 3)) * A.square().sum((2, 3))).sum(1)
-        if T * T * out < T * out * inside and 4 * out * inside >= T * T:
-            if not grams:
-                grams.append(A.mT @ A)
-            return ((D.mT @ D) * grams[0]).sum((1, 2, 3))
-        chunk = max(_CHUNK_BYTES // (groups * out * inside * A.element_size()), 1)
-        parts = zip(torch.split(D, chunk), torch.split(A, chunk), strict=True)
-        return torch.cat([(d @ a.mT).square().sum((1, 2, 3)) for d, a in parts])
+    def cut(slope: Float[Tensor, "samples out positions"]) -> Tensor:
+        return slope.reshape(B, groups, out, T)
 
-    return norms
+    if T == 1:
+        squares = A.square().sum((2, 3))
+        return lambda slope: (cut(slope).square().sum((2, 3)) * squares).sum(1)
+    if inside > T and 4 * out * inside >= T * T:
+        gram = A.mT @ A  # all that is kept of A
+        return lambda slope: ((cut(slope).mT @ cut(slope)) * gram).sum((1, 2, 3))
+    chunk = max(_CHUNK_BYTES // (groups * out * inside * A.element_size()), 1)
+    rows = torch.split(A, chunk)
+    return lambda slope: torch.cat(
+        [(d @ a.mT).square().sum((1, 2, 3)) for d, a in zip(torch.split(cut(slope), chunk), rows, strict=True)]
+    )
 
 
 def _linear(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms | None:
     if x.ndim < 2:
         return None
-    of_weight = _of_products(x.reshape(len(x), -1, x.shape[-1]).mT)
+    of_weight = _of_products(x.reshape(len(x), -1, x.shape[-1]).mT, module.out_features)
 
     def norms(slope: Tensor) -> dict[str, Tensor]:
         D = slope.reshape(len(slope), -1, slope.shape[-1]).mT
@@ -247,42 +274,62 @@ def _linear(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms | None
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, names: dict[str, str]) -> Norms | None:
-    spatial = len(module.kernel_size)
-    if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.ndim != spatial + 2:
+    if module.padding_mode != "zeros" or isinstance(module.padding, str) or x.ndim != len(module.kernel_size) + 2:
         return None
-    size, dilation, padding, stride = (
-        (1,) * (2 - spatial) + tuple(option) if option is not module.padding else (0,) * (2 - spatial) + tuple(option)
-        for option in (module.kernel_size, module.dilation, module.padding, module.stride)
-    )
-    image = x if spatial == 2 else x[:, :, None]
     of_weight: list[Callable[[Tensor], Tensor]] = []
 
     def norms(slope: Tensor) -> dict[str, Tensor]:
-        D, found = slope.flatten(2), {}
+        found = {}
         if "weight" in names:
             if not of_weight:
-                patches = F.unfold(image, size, dilation=dilation, padding=padding, stride=stride)
-                of_weight.append(_of_products(patches, module.groups))
-            found[names["weight"]] = of_weight[0](D)
+                of_weight.append(_of_kernel(module, x, math.prod(slope.shape[2:])))
+            found[names["weight"]] = of_weight[0](slope)
         if "bias" in names:
-            found[names["bias"]] = D.sum(2).square().sum(1)
+            found[names["bias"]] = slope.flatten(2).sum(2).square().sum(1)
         return found
 
     return norms
 
 
+def _of_kernel(module: nn.Conv1d | nn.Conv2d, x: Tensor, positions: int) -> Callable[[Tensor], Tensor]:
+    """‖∂⟨δ_n, W ∗ x_n⟩/∂W‖² by Gram matrices of patches where these are few, else by the gradient of every sample."""
+    inside = module.weight[0].numel()
+    few = positions < inside and positions**2 <= 4 * len(module.weight) // module.groups * inside
+    if few or x.device.type != "cpu":  # sample by sample, an accelerator would wait for its host
+        patches = _of_products(_patches(module, x), module.out_channels, module.groups)
+        return lambda slope: patches(slope.flatten(2))
+    zeros = (0,) * len(module.kernel_size)
+    options = (module.stride, module.padding, module.dilation, False, zeros, module.groups)
+    one = Geometry(x[:1].shape, module.weight.shape, options)
+    return lambda slope: torch.stack(
+        [one.slope(d, a, None).square().sum() for d, a in zip(torch.split(slope, 1), torch.split(x, 1), strict=True)]
+    )
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, samples in positions]:
+    """What the kernel sees at every position of its output."""
+    flat = 2 - len(module.kernel_size)
+    options = {
+        name: (fill,) * flat + tuple(getattr(module, name))
+        for name, fill in (("kernel_size", 1), ("dilation", 1), ("padding", 0), ("stride", 1))
+    }
+    return F.unfold(x[:, :, None] if flat else x, **options)
+
+
 def _batch_norm(module: nn.BatchNorm2d, x: Tensor, names: dict[str, str]) -> Norms | None:
     if module.training or module.running_mean is None or module.running_var is None or x.ndim < 2:
         return None
-    shape = (1, -1, *[1] * (x.ndim - 2))
-    unit = (x - module.running_mean.reshape(shape)) * (module.running_var + module.eps).rsqrt().reshape(shape)
+    mean, scale = module.running_mean, (module.running_var + module.eps).rsqrt()
 
     def norms(slope: Tensor) -> dict[str, Tensor]:
         found = {}
+        of_bias = slope.reshape(*x.shape[:2], -1).sum(2)
         if "weight" in names:
-            found[names["weight"]] = (slope * unit).reshape(*x.shape[:2], -1).sum(2).square().sum(1)
+            # Σ δ·(x − mean)/deviation, without holding the normalised input of every batch norm.
+            of_weight = ((slope * x).reshape(*x.shape[:2], -1).sum(2) - mean * of_bias) * scale
+            found[names["weight"]] = of_weight.square().sum(1)
         if "bias" in names:
-            found[names["bias"]] = slope.reshape(*x.shape[:2], -1).sum(2).square().sum(1)
+            found[names["bias"]] = of_bias.square().sum(1)
         return found
 
     return norms
@@ -444,7 +491,7 @@ def _spot_check(problem: Problem) -> None:
     chosen = sorted({P // 4, P // 2, P - 1} if P < _LARGE else {P // 2})
     E = torch.zeros(P, len(chosen), dtype=problem.dtype, device=problem.device)
     E[chosen, range(len(chosen))] = 1.0
-    H, G = ((matrix(one) @ E)[chosen].diagonal() for matrix in (hessian, ggn))
+    H, G = (matrix(one).quadratic_forms(E).sum(1) for matrix in (hessian, ggn))
     scale = float(torch.maximum(H.abs(), G.abs()).max())
     if float((H - G).abs().max()) > 10 * torch.finfo(problem.dtype).eps ** 0.5 * scale:
         raise NotPiecewiseLinear(
@@ -465,7 +512,7 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     """
     if target not in ("hessian", "ggn"):
         raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
-    of_tensor = dict.fromkeys(problem.params, 0.0)
+    problem, of_tensor = fitted(problem), dict.fromkeys(problem.params, 0.0)
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch)
         if target == "hessian":
@@ -476,6 +523,24 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     if target == "hessian":
         _spot_check(problem)
     return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
+
+
+def fitted(problem: Problem) -> Problem:
+    """The same risk in batches that half of the free memory holds together with what a trace keeps of them.
+
+    Raises MemoryError, with the bytes, where a single sample is too large.
+    """
+    values = [graph_values(few.outputs(few.batches[0])) for few in map(problem.head, (1, 2))]
+    # A second sample adds its own values; what stays are the parameters, which lie there already.
+    of_sample = _KEPT * max(values[1] - values[0], 1) * torch.finfo(problem.dtype).bits // 8
+    budget = free_memory(problem.device) // 2
+    if of_sample > budget:
+        raise MemoryError(
+            f"the graph of a single sample takes about {of_sample:,} bytes and {budget:,} may be used: free memory, or "
+            "use smaller inputs or a smaller dtype"
+        )
+    size = budget // of_sample
+    return problem if size >= max(problem.batch_sizes) else problem.rebatched(size)
 
 
 def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Series[float]:
@@ -504,7 +569,7 @@ class LogitProbeTrace:
         """Estimates with ε drawn from the generator, for every sample of its own."""
         import pandas as pd
 
-        names = list(problem.params)
+        problem, names = fitted(problem), list(problem.params)
         of_tensor = torch.zeros(self.num_probes, len(names), dtype=torch.float64)
         for weight, batch in zip(problem.weights, problem.batches, strict=True):
             line = linearised(problem, batch)

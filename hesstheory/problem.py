@@ -202,7 +202,7 @@ class Problem:
         model, loss_fn = copy.deepcopy(self.model).double(), self.loss_fn
         if isinstance(loss_fn, nn.Module):  # it may hold weights of its own
             loss_fn = copy.deepcopy(loss_fn).double()
-        other = self.with_batches(tree_map(_to_double, batch) for batch in self.batches)
+        other = self.with_batches(tree_map(to_double, batch) for batch in self.batches)
         other.loss_fn = loss_fn
         other._differentiate(model)
         if graph_leaves(self.loss(self.batches[0])) & graph_leaves(other.loss(other.batches[0])):
@@ -211,6 +211,22 @@ class Problem:
                 "wrongly: call model.double() before building the Problem, or let the model return the penalty"
             )
         return other
+
+    def rebatched(self, batch_size: int) -> Problem:
+        """The same risk in batches of at most so many samples, for less memory; the order of samples stays."""
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}: pass a whole number of at least 1")
+        return self.with_batches(
+            [
+                tree_map(lambda leaf, start=start: _rows(leaf, start, start + batch_size), batch)
+                for batch, size in zip(self.batches, self.batch_sizes, strict=True)
+                for start in range(0, size, batch_size)
+            ]
+        )
+
+    def head(self, num_samples: int) -> Problem:
+        """The first samples of the first batch alone, as one batch."""
+        return self.with_batches([tree_map(lambda leaf: _rows(leaf, 0, num_samples), self.batches[0])])
 
     def samples(self) -> Iterator[Problem]:
         """One problem per sample, in the order of the batches."""
@@ -390,7 +406,8 @@ def graph_leaves(loss: Tensor) -> set[int]:
     return {id(node.variable) for node in graph_nodes(loss) if hasattr(node, "variable")}
 
 
-def _to_double(leaf: Any) -> Any:
+def to_double(leaf: Any) -> Any:
+    """A float64 copy of a real tensor; anything else as it is."""
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 

@@ -533,7 +533,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize(("look", "needed"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_a_matrix_too_large_to_hold_is_refused_with_the_bytes(look, needed, monkeypatch):
-    monkeypatch.setattr(hesstheory.curvature, "_available_memory", lambda: 1000)
+    monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match=r"needs [\d,]+ bytes and 1,000 are free: use products") as refusal:
         look(problem_of("tanh_mlp"))
     said = int(str(refusal.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
@@ -542,8 +542,8 @@ def test_a_matrix_too_large_to_hold_is_refused_with_the_bytes(look, needed, monk
     assert (hessian(problem) @ torch.ones(83)).isfinite().all()
 
 
-def test_available_memory_is_a_number_of_bytes():
-    assert 2**20 < hesstheory.curvature._available_memory() < 2**50
+def test_free_memory_is_a_number_of_bytes():
+    assert 2**20 < hesstheory.curvature.free_memory(torch.device("cpu")) < 2**50
 
 
 class Pair(nn.Module):

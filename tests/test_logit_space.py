@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hesstheory.logit_space
 from hesstheory import (
+    ControlVariateTrace,
+    LayerwiseTrace,
     LogitProbeTrace,
     NotConvex,
     NotPiecewiseLinear,
@@ -17,9 +20,10 @@ from hesstheory import (
     exact_traces,
     ggn,
     hessian,
+    residual,
     zoo,
 )
-from hesstheory.logit_space import linearised, loss_root
+from hesstheory.logit_space import fitted, linearised, loss_root
 
 
 def close(found, expected):
@@ -188,3 +192,99 @@ def test_a_loss_that_couples_samples_is_refused(build):
 def test_numbers_of_probes_are_checked(num_probes):
     with pytest.raises(ValueError, match="num_probes"):
         LogitProbeTrace(num_probes)
+
+
+# --- sure outputs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "margin"), [(torch.float64, 20.0), (torch.float32, 10.0), (torch.float32, 14.0)])
+def test_a_softmax_that_is_sure_of_every_sample_is_still_convex(dtype, margin, generator):
+    """Its curvature is then a difference of terms that are larger by many orders, in each of 40 draws."""
+    model = nn.Linear(3, 3, bias=False, device="meta").to_empty(device="cpu").to(dtype)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(3))
+    for _ in range(40):
+        logits, labels = torch.randn(4, 3, generator=generator), torch.randint(3, (4,), generator=generator)
+        logits[range(4), labels] += margin
+        problem = Problem(model, F.cross_entropy, [(logits.to(dtype), labels)])
+        S = loss_root(problem, problem.outputs(problem.batches[0]), problem.batches[0]).double()
+        p = logits.to(dtype).double().softmax(1)
+        expected = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / 4
+        assert S.shape[2] == 2
+        assert (S @ S.mT - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_a_loss_with_weights_of_its_own_dtype(generator):
+    """Cross-entropy with float32 class weights takes no float64 outputs."""
+    problem = zoo.problem("tiny_relu", generator, num_samples=6, dtype=torch.float32)
+    weights = torch.linspace(1, 2, 3)[: problem.outputs(problem.batches[0]).shape[1]].float()
+    weighted = Problem(
+        problem.model, lambda f, y: F.cross_entropy(f, y, weights, reduction="none").mean(), problem.batches
+    )
+    H = hessian(weighted) @ torch.eye(weighted.num_params, dtype=torch.float32)
+    expected = [float(H[i][:, i].trace()) for i in weighted.index.values()]
+    assert (exact_traces(weighted) - expected).abs().max() < 1e-5 * max(map(abs, expected))
+
+
+# --- control variates -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", zoo.SMALL)
+def test_the_residual_is_hessian_minus_gauss_newton(name, generator):
+    problem = zoo.problem(name, generator, num_samples=6)
+    H, G, R = (matrix(problem).to_dense() for matrix in (hessian, ggn, residual))
+    assert (H - G - R).abs().max() <= 1e-13 * max(H.abs().max(), G.abs().max())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("name", ["tanh_mlp", "attention", "relu_mlp"])
+def test_control_variates_are_traces_of_g_plus_forms_of_the_residual(name, exact, generator):
+    problem = zoo.problem(name, generator, num_samples=6)
+    state = generator.get_state()
+    found = ControlVariateTrace(5, exact=exact)(problem, generator)
+    generator.set_state(state)
+    forms = LayerwiseTrace(5, matrix=residual)(problem, generator).samples
+    of_ggn = exact_traces(problem, "ggn") if exact else LogitProbeTrace(5)(problem, generator).samples
+    expected = forms + of_ggn
+    assert (found.samples - expected).abs().max().max() <= 1e-14 * expected.abs().max().max()
+    assert found.num_matvecs == 5
+
+
+def test_control_variates_take_probes(generator):
+    problem = zoo.problem("tanh_mlp", generator, num_samples=6)
+    basis = problem.num_params**0.5 * torch.eye(problem.num_params)
+    found, expected = ControlVariateTrace()(problem, probes=basis).value, hessian(problem).trace_by_block()
+    assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
+    with pytest.raises(TypeError, match=r"pass a torch.Generator beside probes="):
+        ControlVariateTrace(exact=False)(problem, probes=basis)
+
+
+def test_a_penalty_inside_the_loss_is_not_a_residual(generator):
+    problem = zoo.problem("tanh_mlp", generator, num_samples=6)
+    weight = next(problem.model.parameters())
+    penalised = Problem(problem.model, lambda f, y: F.cross_entropy(f, y) + weight.square().sum(), problem.batches)
+    with pytest.raises(ValueError, match=r"use hessian\(problem\) - ggn\(problem\)"):
+        ControlVariateTrace(2)(penalised, generator)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cnn", "residual", "relu_mlp"])
+def test_smaller_batches_give_the_same_traces(name, generator):
+    problem = zoo.problem(name, generator, num_samples=13)
+    for size in (1, 4, 13):
+        close(exact_traces(problem.rebatched(size), "ggn"), exact_traces(problem, "ggn"))
+        assert max(problem.rebatched(size).batch_sizes) <= size
+
+
+def test_batches_are_cut_to_the_free_memory(generator, monkeypatch):
+    problem = zoo.problem("cnn", generator, num_samples=13)
+    expected = exact_traces(problem)
+    assert fitted(problem) is problem
+    monkeypatch.setattr(hesstheory.logit_space, "free_memory", lambda device: 60_000)
+    assert 1 < max(fitted(problem).batch_sizes) < max(problem.batch_sizes)
+    close(exact_traces(problem), expected)
+    monkeypatch.setattr(hesstheory.logit_space, "free_memory", lambda device: 1000)
+    with pytest.raises(MemoryError, match=r"a single sample takes about [0-9,]+ bytes and 500 may be used"):
+        exact_traces(problem)

@@ -1,0 +1,310 @@
+"""Which estimator, how many probes, and is the order of the layers known? Answers from a short pilot."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hesstheory.curvature import hessian
+from hesstheory.estimators import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, NotPiecewiseLinear, exact_traces, fitted
+from hesstheory.problem import Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Estimator = Callable[..., Any]
+
+_PILOT = 16  # probes: with fewer, Student's factor for a joint statement on many layers costs more than it saves
+_FEW_BLOCKS = 16  # up to so many, separated probes are tried: every one of them costs a product per block
+_SMALL = 5000  # parameters up to which the dense diagonal blocks are a plan
+_MOST = 10**9  # probes that a plan may ask for
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to the traces, with what to expect of it; a call measures them.
+
+    `relative_error` holds by block the half-width of the interval, over the trace, that all blocks keep jointly at the
+    level asked for; `gradients` is the cost in gradients of the whole risk, `seconds` the same by the clock.
+    """
+
+    estimator: Estimator
+    num_probes: int
+    relative_error: pd.Series[float]
+    gradients: float
+    seconds: float
+    batch_size: int
+
+    def __call__(self, problem: Problem, generator: torch.Generator) -> pd.Series[float]:
+        """Traces by block, in batches of `batch_size`."""
+        problem = problem.rebatched(self.batch_size)
+        traces: pd.Series[float] = (
+            self.estimator(problem) if self.is_exact else self.estimator(problem, generator).value
+        )
+        return traces
+
+    @property
+    def is_exact(self) -> bool:
+        return self.num_probes == 0
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error that it leaves a block with."""
+        return float(self.relative_error.max())
+
+    def __str__(self) -> str:
+        name = self.estimator.__name__ if self.is_exact else _named(self.estimator)
+        error = "exact" if self.is_exact else f"within {100 * self.worst:.3g} %"
+        return f"{name}: {error}, {self.gradients:,.3g} gradients, {self.seconds:,.3g} s, batches of {self.batch_size}"
+
+
+def _named(estimator: Any) -> str:
+    """Its repr without the matrix, which is a function with an address."""
+    kind, matrix, _ = repr(estimator).partition(", matrix=")
+    return f"{kind})" if matrix else kind
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Plans that keep the error asked for, cheapest first, then those that do not."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def best(self) -> Plan:
+        return self.plans[0]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.plans))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A pilot of one estimator: samples, the seconds that are paid once and those of every probe."""
+
+    estimator: Any
+    samples: pd.DataFrame
+    once: float
+    per_probe: float
+
+
+def recommend(problem: Problem, relative_error: float, level: float, generator: torch.Generator) -> Recommendation:
+    """The cheapest way to all block traces of the Hessian, each within the relative error, jointly at the level.
+
+    A pilot of 16 probes or more gives variances and times. The number of probes is that of Stein's two-stage rule
+    (1945), which keeps the level for normal samples whatever their variance. Where the outputs are piecewise linear
+    (claim G1) the plans are exact traces and logit probes, else parameter probes with and without the Gauss-Newton
+    traces; below 5000 parameters the dense blocks as well.
+    """
+    _check_request(relative_error, level)
+    problem = fitted(problem)
+    unit = min(_timed(_gradient, problem)[0] for _ in range(3))
+    plans: list[Plan] = []
+    if problem.num_params <= _SMALL:
+        seconds, reference = _timed(dense_traces, problem)
+        plans.append(_exact_plan(dense_traces, problem, reference, seconds, unit))
+    try:
+        seconds, reference = _timed(exact_traces, problem)
+    except NotPiecewiseLinear:
+        kinds: list[Any] = [ControlVariateTrace(), ControlVariateTrace(exact=False), LayerwiseTrace()]
+        if len(problem.partition.blocks) <= _FEW_BLOCKS:
+            kinds.append(BlockSeparatedTrace())
+        trials = [_tried(kind, problem, generator) for kind in kinds]
+        reference = reference if plans else _most_certain(trials)
+    else:
+        trials = [_tried(LogitProbeTrace(), problem, generator)]
+        plans.append(_exact_plan(exact_traces, problem, reference, seconds, unit))
+    plans += [_plan(problem, trial, reference, relative_error, level, unit) for trial in trials]
+    return Recommendation(tuple(sorted(plans, key=lambda plan: (plan.worst > relative_error, plan.gradients))))
+
+
+def dense_traces(problem: Problem) -> pd.Series[float]:
+    """Exact traces of any network from its dense diagonal blocks, a product for every parameter: for small ones."""
+    return hessian(problem).trace_by_block()
+
+
+def _exact_plan(
+    estimator: Estimator, problem: Problem, reference: pd.Series[float], seconds: float, unit: float
+) -> Plan:
+    return Plan(estimator, 0, 0 * reference, seconds / unit, seconds, max(problem.batch_sizes))
+
+
+def _tried(estimator: Any, problem: Problem, generator: torch.Generator) -> _Trial:
+    """Runs of different length tell what is paid once; the longest, long enough for the clock, gives the samples."""
+    once, count = _timed(replace(estimator, num_probes=1), problem, generator)[0], _PILOT
+    while True:
+        seconds, estimate = _timed(replace(estimator, num_probes=count), problem, generator)
+        if seconds > 4 * once or seconds > 10.0:
+            per_probe = max(seconds - once, 0.0) / (count - 1)
+            return _Trial(estimator, estimate.samples, max(once - per_probe, 0.0), per_probe)
+        count *= 4
+
+
+def _most_certain(trials: Sequence[_Trial]) -> pd.Series[float]:
+    """For every block the mean of the pilot with the smallest spread."""
+    import pandas as pd
+
+    spreads = pd.DataFrame({i: trial.samples.std() for i, trial in enumerate(trials)})
+    best = spreads.idxmin(axis=1)
+    return pd.Series({block: trials[best[block]].samples[block].mean() for block in spreads.index})
+
+
+def _plan(
+    problem: Problem, trial: _Trial, reference: pd.Series[float], relative_error: float, level: float, unit: float
+) -> Plan:
+    """Stein's two-stage rule: n = (t s / ε|tr|)² with the pilot's deviation s and its degrees of freedom."""
+    factor = _joint_quantile(level, len(reference), len(trial.samples) - 1)
+    deviation = trial.samples.std()
+    of_one = (factor * deviation / reference.abs()).where(deviation > 0, 0.0)
+    num_probes = math.ceil(min(max((float(of_one.max()) / relative_error) ** 2, 1), _MOST))
+    seconds = trial.once + num_probes * trial.per_probe
+    estimator = replace(trial.estimator, num_probes=num_probes)
+    error = of_one / math.sqrt(num_probes)
+    return Plan(estimator, num_probes, error, seconds / unit, seconds, max(problem.batch_sizes))
+
+
+def _joint_quantile(level: float, num_statements: int, degrees: int) -> float:
+    """Student's two-sided quantile for so many statements to hold together (Bonferroni)."""
+    from scipy.stats import t
+
+    return float(t.isf((1 - level) / (2 * num_statements), degrees))
+
+
+# --- the order of the layers ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Blocks by trace, largest first, with intervals for values and ranks that hold all together at the level.
+
+    `table` has a row per block: `value`, `low`, `high`, `rank` (1 is the largest), `rank_low`, `rank_high`.
+    `num_probes_needed` is what would tell every pair of neighbours apart with this estimator, 0 where it is exact,
+    infinite where a pair is equal.
+    """
+
+    table: pd.DataFrame
+    method: str
+    num_probes_needed: float
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether every block has one possible rank."""
+        return bool((self.table["rank_low"] == self.table["rank_high"]).all())
+
+    def __str__(self) -> str:
+        state = "decided" if self.is_decided else f"undecided: {self.num_probes_needed:.3g} probes would be needed"
+        return f"{self.table.to_string(float_format='{:.4g}'.format)}\n{self.method}; the order is {state}"
+
+
+def rank_layers(
+    problem: Problem,
+    by: str = "mean_trace",
+    level: float = 0.95,
+    generator: torch.Generator | None = None,
+    estimator: Any = None,
+) -> Ranking:
+    """Blocks in the order of tr H_ll / P_l (`by="mean_trace"`, as in HAWQ-V2, Dong et al. 2020) or of tr H_ll.
+
+    Exact where claim G1 holds or the network is small, if no estimator is given; else from an estimator, 64 control
+    variates by default, whose samples are compared pair by pair, so that what two layers share cancels. Student
+    intervals, Bonferroni over all layers and pairs.
+    """
+    import pandas as pd
+
+    if by not in ("mean_trace", "trace"):
+        raise ValueError(f"by is {by!r}: pass 'mean_trace' or 'trace'")
+    _check_level(level)
+    counts = {block: len(index) if by == "mean_trace" else 1 for block, index in problem.index.items()}
+    sizes = pd.Series(counts)
+    if estimator is None:
+        with suppress(NotPiecewiseLinear):
+            return _exact_ranking(exact_traces(problem) / sizes, problem, "exact_traces")
+        if problem.num_params <= _SMALL:
+            return _exact_ranking(dense_traces(problem) / sizes, problem, "dense_traces")
+    if generator is None:
+        raise TypeError("the traces must be estimated: pass a torch.Generator")
+    estimator = ControlVariateTrace(64) if estimator is None else estimator
+    estimate = estimator(problem, generator)
+    if len(estimate.samples) < 2:
+        raise ValueError("one probe has no spread: give the estimator at least two")
+    return _ranking(estimate.samples / sizes, level, _named(estimator))
+
+
+def _exact_ranking(values: pd.Series[float], problem: Problem, method: str) -> Ranking:
+    """Ranks of exact values; those that differ by rounding alone share theirs."""
+    rounding = 1e3 * torch.finfo(problem.dtype).eps * values.abs()
+    lower, upper = (values - rounding).to_numpy(), (values + rounding).to_numpy()
+    larger = lower[:, None] > upper[None, :]
+    needed = 0.0 if (larger | larger.T).sum() == len(values) * (len(values) - 1) else math.inf
+    return Ranking(_ranked(values, lower, upper, larger), method, needed)
+
+
+def _ranking(samples: pd.DataFrame, level: float, method: str) -> Ranking:
+    K, L = samples.shape
+    draws = samples.to_numpy()
+    factor = _joint_quantile(level, L + L * (L - 1) // 2, K - 1)
+    values, errors = samples.mean(), samples.std().to_numpy() / math.sqrt(K)
+    gaps = values.to_numpy()[:, None] - values.to_numpy()[None, :]
+    spreads = np.stack([(draws - draws[:, [m]]).std(0, ddof=1) for m in range(L)], axis=1)
+    larger = gaps > factor * spreads / math.sqrt(K)
+    order = np.argsort(-values.to_numpy(), kind="stable")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        needed = [(factor * spreads[a, b] / gaps[a, b]) ** 2 for a, b in itertools.pairwise(order)]
+    table = _ranked(values, values - factor * errors, values + factor * errors, larger)
+    return Ranking(table, method, float(np.ceil(np.nan_to_num(needed, nan=math.inf).max(initial=0.0))))
+
+
+def _ranked(values: pd.Series[float], low: Any, high: Any, larger: np.ndarray[Any, Any]) -> pd.DataFrame:
+    """`larger[l, m]`: l surely has the larger value."""
+    import pandas as pd
+
+    table = pd.DataFrame({"value": values, "low": low, "high": high})
+    table["rank"] = values.rank(ascending=False, method="first").astype(int)
+    table["rank_low"] = 1 + larger.sum(0)
+    table["rank_high"] = len(values) - larger.sum(1)
+    return table.sort_values("rank")
+
+
+# --- clocks and requests ----------------------------------------------------------------------------------------------
+
+
+def _gradient(problem: Problem) -> None:
+    for batch in problem.batches:
+        torch.autograd.grad(problem.loss(batch), list(problem.params.values()), allow_unused=True)
+
+
+def _timed(action: Callable[..., Any], problem: Problem, *arguments: Any) -> tuple[float, Any]:
+    """Seconds, and what came out."""
+    _wait_for(problem.device)
+    before = time.perf_counter()
+    result = action(problem, *arguments)
+    _wait_for(problem.device)
+    return time.perf_counter() - before, result
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _check_request(relative_error: float, level: float) -> None:
+    if not 0 < relative_error < 1:
+        raise ValueError(f"relative_error is {relative_error}: pass a share such as 0.05")
+    _check_level(level)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}: pass a probability, such as 0.95")
