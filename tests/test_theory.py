@@ -28,6 +28,9 @@ from hesstheory.theory import (
     finite_population_factor,
     fresh_batch_variance,
     full_vector_wins,
+    ggn_coupling,
+    ggn_squared_norm,
+    logit_probe_variance,
     mean_batch_probe_variance,
     num_probes_chebyshev,
     num_probes_normal,
@@ -42,6 +45,7 @@ from hesstheory.theory import (
     rademacher_advantage,
     sphere_variance,
     squared_norm,
+    summed_logit_probe_variance,
     symmetric_symbols,
     tail_bound,
     tied_bias,
@@ -430,6 +434,42 @@ def test_anova_without_visible_batch_noise_says_infinity():
     assert anova(q).critical_num_probes == math.inf
 
 
+# --- logit space ---
+
+
+def test_logit_probes_of_every_sample_by_enumeration():
+    """G5: signs of three samples and two columns, all 64 of them; and normal moments by T2."""
+    grams = [random_symmetric(2, seed, rank=2) for seed in range(3)]
+    q = [sum(e @ M @ e for e, M in zip(z.reshape(3, 2), grams, strict=True)) / 3 for z in signs(6)]
+    assert np.isclose(np.var(q), logit_probe_variance(grams, 1), rtol=1e-12)
+    assert np.isclose(logit_probe_variance(grams, 3), 2 * sum(squared_norm(M) for M in grams) / 9, rtol=1e-12)
+    assert logit_probe_variance([np.array([[2.0]])], 1) == 0
+
+
+def test_logit_probes_added_up_by_enumeration():
+    """G7: two batches, of two samples and of one, two columns each."""
+    B = np.random.default_rng(0).normal(size=(6, 3))
+    parts = [B[:4] @ B[:4].T, B[4:] @ B[4:].T]
+    q = [((z[:4] @ B[:4]) ** 2).sum() + ((z[4:] @ B[4:]) ** 2).sum() for z in signs(6)]
+    assert np.isclose(np.var(q), summed_logit_probe_variance(parts, 1), rtol=1e-12)
+    assert np.isclose(summed_logit_probe_variance([B @ B.T], 3), 2 * squared_norm(B.T @ B), rtol=1e-12)
+    assert summed_logit_probe_variance(parts, 3) < summed_logit_probe_variance([B @ B.T], 3)
+
+
+def test_gram_matrices_give_blocks_and_couplings():
+    """G6, for numpy arrays and tensors; symbols are proved in the claim."""
+    rng = np.random.default_rng(0)
+    B, C = rng.normal(size=(5, 3)), rng.normal(size=(5, 4))
+    norms = [np.linalg.norm(X) for X in (B.T @ C, B.T @ B, C.T @ C)]
+    for family in (np.asarray, torch.from_numpy):
+        M_l, M_m = family(B @ B.T), family(C @ C.T)
+        assert np.isclose(float(ggn_squared_norm(M_l, M_m)), norms[0] ** 2, rtol=1e-12)
+        assert np.isclose(float(ggn_coupling(M_l, M_m)), norms[0] ** 2 / (norms[1] * norms[2]), rtol=1e-12)
+        assert np.isclose(float(ggn_coupling(M_l, M_l)), 1, rtol=1e-12)
+    assert ggn_coupling(sp.eye(2), 3 * sp.eye(2)) == 1
+    assert ggn_coupling(np.diag([1.0, 0.0]), np.diag([0.0, 1.0])) == 0
+
+
 # --- sample sizes ---
 
 
@@ -512,6 +552,10 @@ def test_dtype_follows_the_tensor(dtype):
         "total_variance": total_variance(H_ll.abs().sum(), cross[0].abs().sum(), 3),
         "anova": anova(H).corrected_inverse,
         "per_sample": per_sample_probe_variance(H[0].abs()),
+        "logit_probes": logit_probe_variance([H_ll, H_ll], 1),
+        "summed_logit_probes": summed_logit_probe_variance([H_ll, H_ll], 1),
+        "ggn_squared_norm": ggn_squared_norm(H_ll, H_ll),
+        "ggn_coupling": ggn_coupling(H_ll, H_ll),
         "cost_optimal": cost_optimal_num_probes(2.0, 1.0, H[0, 0].abs()),
     }
     assert {name: r.dtype for name, r in results.items()} == dict.fromkeys(results, dtype)
@@ -572,6 +616,10 @@ BAD_INPUT = {
     "no probe noise": (lambda: anova(np.ones((3, 3))), "K\\* = 0"),
     "bias without mean": (lambda: anova_inverse_bias(1.0, 2, 2), "no mean"),
     "no samples": (lambda: per_sample_probe_variance([]), "one per sample"),
+    "no Gram matrix": (lambda: logit_probe_variance([], 1), "every sample"),
+    "no Gram matrix of a batch": (lambda: summed_logit_probe_variance([], 1), "every batch"),
+    "Gram matrices of other samples": (lambda: ggn_squared_norm(EYE, np.eye(3)), "same samples"),
+    "dead layer": (lambda: ggn_coupling(EYE, 0 * EYE), "dead layers"),
     "more probes than parameters": (lambda: orthogonal_probe_variance(1.0, 4, 3), "at most P"),
     "level": (lambda: num_probes_chebyshev(1.0, 0.1, 1.0), "level must lie in"),
     "level in per cent": (lambda: num_probes_normal(1.0, 0.1, 5), "chance of failure"),

@@ -6,6 +6,7 @@ docstring is the sin as the report prints it.
 
 from hesstheory.mutants.designs import *
 from hesstheory.mutants.estimation import *
+from hesstheory.mutants.gauss_newton import *
 from hesstheory.mutants.signs import *
 from hesstheory.mutants.testing import *
 from hesstheory.mutants.tied import *
