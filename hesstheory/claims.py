@@ -221,6 +221,8 @@ def _case(network: str, steps: int, seed: int) -> Case:
 
 # --- deciding -------------------------------------------------------------------------------------------------------
 
+_DECISIVE = {Status.PASSED, Status.FAILED}
+
 
 @dataclass(frozen=True)
 class MutantOutcome:
@@ -288,13 +290,12 @@ def decide(claim: Claim, context: Context) -> Outcome:
 def _try_mutant(claim: Claim, name: str, mutant: Any, truth: Sequence[Check], context: Context) -> MutantOutcome:
     """Runs the checks on a mutant until one comes out otherwise than for the truth; in the full profile, one of each
     kind."""
-    decisive = {Status.PASSED, Status.FAILED}
-    before = {check.name: check.status for check in truth if check.status in decisive}
+    before = {check.name: check.status for check in truth if check.status in _DECISIVE}
     kinds = {check.kind for check in truth if check.name in before}
     noticed: dict[Kind, Check] = {}
     try:
         for check in claim.decide(mutant, context):
-            if check.status in decisive and before.get(check.name, check.status) is not check.status:
+            if check.status in _DECISIVE and before.get(check.name, check.status) is not check.status:
                 noticed.setdefault(check.kind, check)
                 if not context.is_thorough or noticed.keys() == kinds:
                     break
@@ -317,15 +318,17 @@ def _because(found: Verdict, checks: Sequence[Check]) -> str:
     if found is Verdict.INCONCLUSIVE:
         open_ones = [check.name for check in checks if check.status is Status.INCONCLUSIVE]
         return f"undecided: {', '.join(open_ones)}" if open_ones else "no check decided anything"
-    counts = {kind: sum(check.kind is kind for check in checks) for kind in Kind}
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) + " checks passed"
+    passed = [check.kind for check in checks if check.status is Status.PASSED]
+    counted = ", ".join(f"{passed.count(kind)} {kind}" for kind in Kind if kind in passed) + " checks passed"
+    return counted + (f"; {len(checks) - len(passed)} reported" if len(checks) > len(passed) else "")
 
 
 def _kind(found: Verdict, checks: Sequence[Check]) -> Kind | None:
-    """Strongest kind among the checks that decided."""
-    wanted = Status.PASSED if found is Verdict.HOLDS else Status.FAILED
-    kinds = [check.kind for check in checks if check.status is wanted]
-    return min(kinds, key=list(Kind).index, default=None)
+    """Weakest kind of check that the verdict needs: all that decided for HOLDS and CONDITIONAL, any failure else."""
+    rank = list(Kind).index
+    if found in (Verdict.HOLDS, Verdict.CONDITIONAL):
+        return max((check.kind for check in checks if check.status in _DECISIVE), key=rank)
+    return min((check.kind for check in checks if check.status is Status.FAILED), key=rank, default=None)
 
 
 # --- the ledger -----------------------------------------------------------------------------------------------------

@@ -293,6 +293,16 @@ def mixed(subject, context):
     yield holds("proof", subject() == 2, "", kind=Kind.SYMBOLIC)
 
 
+def failing_twice(subject, context):
+    yield empirical("trend", "effect 1", statement=False)
+    yield exact("value", subject(), 3.0)
+
+
+def limited_study(subject, context):
+    yield exact("value", subject(), 2.0)
+    yield empirical("trend", "effect 1", statement=False).unless("n is large")
+
+
 def talkative(subject, context):
     yield empirical("study", "effect 1")
     yield exact("value", 2.0, 2.0)
@@ -306,7 +316,9 @@ def talkative(subject, context):
 UNDECLARED = "RuntimeError: 2 statistical checks, but statistical=1 is declared and paid for"
 DECISIONS = {
     "holds": (value_is_two, [three, Four], Verdict.HOLDS, Kind.EXACT, "1 exact checks passed"),
-    "the strongest kind": (mixed, [three], Verdict.HOLDS, Kind.SYMBOLIC, "1 symbolic, 1 exact, 1 empirical checks"),
+    "the weakest kind": (mixed, [three], Verdict.HOLDS, Kind.EXACT, "1 symbolic, 1 exact checks passed; 1 reported"),
+    "any failure": (failing_twice, [three], Verdict.REFUTED, Kind.EXACT, "trend: effect 1"),
+    "the weakest under a condition": (limited_study, [three], Verdict.CONDITIONAL, Kind.EMPIRICAL, "only where n is l"),
     "refuted": (failing, [three], Verdict.REFUTED, Kind.EXACT, "value: 2 against 3"),
     "conditional": (conditional, [three], Verdict.CONDITIONAL, Kind.EXACT, "only where n is large; the draws are norm"),
     "refuted, not limited": (refuted_and_limited, [three], Verdict.REFUTED, Kind.EXACT, "negative: 2 is not"),

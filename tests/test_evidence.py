@@ -83,6 +83,7 @@ IDENTITIES = {
     "trigonometric": (sp.sin(x) ** 2 + sp.cos(x) ** 2, 1),
     "rational": (1 / x - 1 / y, (y - x) / (x * y)),
     "numbers": (3, sp.Integer(3)),
+    "binary fractions": (0.5 * x + 0.25, (2 * x + 1) / 4),
     "arrays": (np.array([[x + x, 0]], dtype=object), np.array([[2 * x, 0]], dtype=object)),
     "matrices": (sp.Matrix([[x, y], [y, x]]).det(), x**2 - y**2),
 }
@@ -93,6 +94,8 @@ MISTAKES = {
     "nan against itself": (sp.nan, sp.nan),
     "infinity against itself": (sp.oo, sp.oo),
     "rounding is no identity": (0.1 + 0.2, 0.3),
+    "a decimal is no tenth": (0.1 * x, x / 10),
+    "last bit": ((1 + 2**-52) * x, x),
 }
 
 
@@ -107,6 +110,20 @@ def test_symbolic_names_the_difference(left, right):
     check = symbolic("mistake", left, right)
     assert check.status is Status.FAILED
     assert check.detail.startswith("the sides differ by ")
+
+
+DIFFERENCES = {
+    "at a point": (x * y, x + y, "by 806399 at x = 841, y = 961"),
+    "of floats, exactly": ((1 + 2**-30) * x, x, "by 841/1073741824 at x = 841"),
+    "of many digits": (0.1 * x, x / 10, "by 4.66849e-15 at x = 841"),
+    "with roots": (sp.sqrt(sp.Abs(x)), 1, "by 28 at x = 841"),
+    "zero at the point": (sp.sqrt(x**2), x, "by -x + Abs(x)"),
+}
+
+
+@pytest.mark.parametrize(("left", "right", "shown"), DIFFERENCES.values(), ids=DIFFERENCES.keys())
+def test_symbolic_shows_where_the_sides_differ(left, right, shown):
+    assert symbolic("mistake", left, right).detail == f"the sides differ {shown}"
 
 
 SHAPES = {"longer": ([x, x], [x]), "shorter": ([x], [x, x])}

@@ -119,15 +119,19 @@ def _excess_over_floor(formula: Any, case: Case, sampling: Sampling) -> Check:
     ],
 )
 def full_batch_understates_probe_noise(formula: Any, context: Context) -> Iterator[Check]:
-    yield from _spread_of_hessians(formula)
+    for sampling, measured, V_of_mean, S_q in _spread_of_hessians():
+        b, n = map(sympy.Integer, (sampling.b, sampling.n))
+        yield symbolic(f"E_B V for {sampling}", measured, formula(V_of_mean, S_q, b, n, sampling.replacement))
     for case in [*tiny_cases(context), *larger_cases(context)]:
         for sampling in SAMPLINGS:
             yield _mean_probe_variance(formula, case, sampling)
         yield _understatement(formula, case)
 
 
-def _spread_of_hessians(formula: Any) -> Iterator[Check]:
-    """Three samples of any curvature, a block of one parameter beside another, any κ."""
+@lru_cache
+def _spread_of_hessians() -> list[tuple[Sampling, Any, Any, Any]]:
+    """E_B V, V of the mean and S_q for samplings of three samples of any curvature, a block of one parameter beside
+    another, any κ."""
     H, n = [theory.symmetric_symbols(2, name) for name in "abc"], sympy.Integer(3)
     kurtosis = sympy.symbols("kappa", positive=True)
 
@@ -135,14 +139,13 @@ def _spread_of_hessians(formula: Any) -> Iterator[Check]:
         # Written out: the function asks for κ ≥ 1, and here any κ > 0 will do.
         return (kurtosis - 1) * A[0, 0] ** 2 + A[0, 1] ** 2
 
-    mean = sum(H[1:], H[0]) / n
+    found, mean = [], sum(H[1:], H[0]) / n
     S_q = sum(V(A - mean) for A in H) / (n - 1)
     for sampling in (Sampling(1, 3), Sampling(2, 3), Sampling(2, 3, True), Sampling(3, 3)):
         p = [sympy.nsimplify(x, rational=True) for x in sampling.probabilities]
         batches = [sum((H[i] for i in B[1:]), H[B[0]]) / sympy.Integer(sampling.b) for B in sampling.batches]
-        measured = sum(w * V(A) for w, A in zip(p, batches, strict=True))
-        predicted = formula(V(mean), S_q, sympy.Integer(sampling.b), n, sampling.replacement)
-        yield symbolic(f"E_B V for {sampling}", measured, predicted)
+        found.append((sampling, sum(w * V(A) for w, A in zip(p, batches, strict=True)), V(mean), S_q))
+    return found
 
 
 def _mean_probe_variance(formula: Any, case: Case, sampling: Sampling) -> Check:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import combinations, product
 from typing import Any
 
@@ -82,7 +83,8 @@ CONDITION = "S_q < N·V(H̄)"
     ],
 )
 def a_probe_per_sample_has_less_variance(formula: Any, context: Context) -> Iterator[Check]:
-    yield _symbolic_per_sample(formula)
+    V, variance = _symbolic_per_sample()
+    yield symbolic("variance of two samples, any κ", variance, formula(V))
     for name, hessians in {"H₂ = −H₁": CANCELLING, "two PSD samples": CANCELLING_PSD}.items():
         problem = _prescribed(context, hessians, name)
         shared = LayerwiseTrace()(problem, probes=all_signs(2)).samples.to_numpy().var(0)
@@ -107,8 +109,9 @@ def _against(fresh: Any, shared: Any) -> str:
     return "; ".join(f"{a:.4g} per sample against {b:.4g} per batch" for a, b in pairs)
 
 
-def _symbolic_per_sample(formula: Any) -> Check:
-    """Var of the mean over two samples, a probe z and w each, two parameters in l and one beside it."""
+@lru_cache
+def _symbolic_per_sample() -> tuple[np.ndarray, Any]:
+    """V of two samples, and Var of their mean with a probe z and w each, two parameters in l and one beside it."""
     z, w = sympy.symbols("z:3"), sympy.symbols("w:3")
     H = [theory.symmetric_symbols(3, name) for name in "gh"]
     moments, kappa = {1: 0, 2: 1, 3: 0}, sympy.Symbol("kappa", positive=True)
@@ -117,7 +120,7 @@ def _symbolic_per_sample(formula: Any) -> Check:
     first = theory.expectation(mean, [*z, *w], moments | {4: kappa})
     second = theory.expectation(mean**2, [*z, *w], moments | {4: kappa})
     V = [theory.probe_variance(A[:2, :2], [A[:2, 2:]], kappa) for A in H]
-    return symbolic("variance of two samples, any κ", second - first**2, formula(np.array(V, dtype=object)))
+    return np.array(V, dtype=object), second - first**2
 
 
 def _mixed_samples(context: Context) -> Case:

@@ -231,7 +231,9 @@ PAIRS_OF_FOUR = Sampling(2, 4)
     ],
 )
 def probes_on_one_mini_batch(formula: Any, context: Context) -> Iterator[Check]:
-    yield from _law_of_total_variance(formula)
+    V, floor, K, two, any_number = _law_of_total_variance()
+    yield symbolic("two probes on one of three batches", two, formula(V, floor, sympy.Integer(2)))
+    yield symbolic("any K", any_number, formula(V, floor, K))
     for case in tiny_cases(context):
         for sampling in SAMPLINGS:
             for K in (1, 2) if context.profile == "smoke" or sampling.replacement else (1, 2, 4, 8):
@@ -240,8 +242,12 @@ def probes_on_one_mini_batch(formula: Any, context: Context) -> Iterator[Check]:
         yield _total(formula, case, PAIRS_OF_FOUR, 1)
 
 
-def _law_of_total_variance(formula: Any) -> Iterator[Check]:
-    """Three batches of any curvature, a block of one parameter beside another, probes of any κ and third moment."""
+@lru_cache
+def _law_of_total_variance() -> tuple[Any, Any, Any, Any, Any]:
+    """V, floor and K in symbols, and the variance of the mean of two and of K probes on one batch.
+
+    Three batches of any curvature, a block of one parameter beside another, probes of any κ and third moment.
+    """
     kurtosis, skew, K = sympy.symbols("kappa mu_3 K", positive=True)
     H = [theory.symmetric_symbols(2, name) for name in "abc"]
     z, w = sympy.symbols("z:2"), sympy.symbols("w:2")
@@ -259,11 +265,10 @@ def _law_of_total_variance(formula: Any) -> Iterator[Check]:
     t = [A[0, 0] for A in H]
     floor = over_batches([x**2 for x in t]) - over_batches(t) ** 2
     two = [(q(A, z) + q(A, w)) / 2 for A in H]
-    variance = over_batches([mean(x**2) for x in two]) - over_batches([mean(x) for x in two]) ** 2
-    yield symbolic("two probes on one of three batches", variance, formula(V, floor, sympy.Integer(2)))
+    of_two = over_batches([mean(x**2) for x in two]) - over_batches([mean(x) for x in two]) ** 2
     # Of the K² products of two estimates K are squares, the others products of independent ones with the same mean.
     squares = [mean(q(A, z) ** 2) / K + (1 - 1 / K) * mean(q(A, z) * q(A, w)) for A in H]
-    yield symbolic("any K", over_batches(squares) - over_batches(t) ** 2, formula(V, floor, K))
+    return V, floor, K, of_two, over_batches(squares) - over_batches(t) ** 2
 
 
 def _total(formula: Any, case: Case, sampling: Sampling, K: int) -> Check:

@@ -149,6 +149,7 @@ def _network_ties(context: Context) -> list[Tie]:
     return [tie for name in names for steps in (0, TRAINED_STEPS) for tie in _ties_of(context.case(name, steps))]
 
 
+@lru_cache(maxsize=32)
 def _pairs(context: Context, sign: int) -> list[tuple[Tie, zoo.TiedPair]]:
     """The zoo's parallel and series tie and its linear autoencoder whose bias has the given sign."""
     drawn = zoo.tied_pairs(sign, context.generator("pairs", str(sign)))
@@ -173,6 +174,7 @@ def _many_uses(name: str, weight: Tensor, times: int, x: Tensor, y: Tensor, *, s
     return Tie(case, "weights.0", _untied(case, own), tuple(f"weights.{r}" for r in range(times)))
 
 
+@lru_cache(maxsize=32)
 def _square(y: float) -> Tie:
     """½(w·w·x − y)² at w = x = 1: U = [[1, 2−y], [2−y, 1]], the bias is 2y − 4, and U ⪰ 0 for 1 ≤ y ≤ 3."""
     one = torch.ones(1, 1, dtype=torch.float64)
@@ -341,6 +343,7 @@ def _sums_of_squares(bounds: Any) -> Iterator[Check]:
     yield symbolic("bias − low = Σ_{r<s} ‖B_r − B_s‖²", bias - found.low, gaps)
 
 
+@lru_cache(maxsize=4)
 def _extreme(context: Context) -> dict[str, tuple[str, Tensor]]:
     """Linear networks with three parallel uses whose bias is an end of the interval."""
     generator = context.generator("extreme")
@@ -420,6 +423,15 @@ def one_probe_for_all(num_params: int, num_instances: int) -> Tensor:
     return hadamard_columns(num_params).repeat(num_instances, 1)
 
 
+@lru_cache
+def _of_one_shared_probe() -> Check:
+    flat, z = theory.symmetric_symbols(6), sympy.symbols("z:2")
+    U = _symbolic_unrolled(flat)
+    form = sum(z[i] * U[r, i, s, j] * z[j] for r, i, s, j in np.ndindex(3, 2, 3, 2))
+    trace = sum(U[r, i, s, i] for r, i, s in np.ndindex(3, 2, 3))
+    return symbolic("E Σ_r zᵀ Σ_s U_rs z = tr H_w for T = 3, n = 2", theory.expectation(form, z, {1: 0, 2: 1}), trace)
+
+
 @claim(
     "T8.b",
     "Copying ONE probe to all instances of a tied tensor removes the bias.",
@@ -435,11 +447,7 @@ def one_probe_for_all(num_params: int, num_instances: int) -> Tensor:
     ],
 )
 def one_shared_probe_has_no_bias(design: Any, context: Context) -> Iterator[Check]:
-    flat, z = theory.symmetric_symbols(6), sympy.symbols("z:2")
-    U = _symbolic_unrolled(flat)
-    form = sum(z[i] * U[r, i, s, j] * z[j] for r, i, s, j in np.ndindex(3, 2, 3, 2))
-    trace = sum(U[r, i, s, i] for r, i, s in np.ndindex(3, 2, 3))
-    yield symbolic("E Σ_r zᵀ Σ_s U_rs z = tr H_w for T = 3, n = 2", theory.expectation(form, z, {1: 0, 2: 1}), trace)
+    yield _of_one_shared_probe()
     pairs = [tie for sign in (-1, 0, 1) for tie, _ in _pairs(context, sign)]
     for tie in [*pairs, *_network_ties(context)]:
         Z = design(tie.rows.shape[1], len(tie.rows))
@@ -517,6 +525,11 @@ def _tied_modules(context: Context) -> list[tuple[Tie, tuple[str, str]]]:
     return [*_pairs_of_modules(context), *nets]
 
 
+def _keepers(context: Context) -> Sequence[Way]:
+    """All but, in the smoke profile, the one whose backward pass imports torch's compiler, a second and a half long."""
+    return [way for way in KEEPERS if context.profile != "smoke" or way is not checkpoint_without_reentry]
+
+
 @claim(
     "T9",
     "In PyTorch a tie is kept by differentiating in the shared leaf and by module reuse; it is lost by "
@@ -539,7 +552,7 @@ def _tied_modules(context: Context) -> list[tuple[Tie, tuple[str, str]]]:
 def pytorch_keeps_a_tie(way: Way, context: Context) -> Iterator[Check]:
     for tie, owners in _tied_modules(context):
         yield _gives(f"{tie}: H_w = Σ_rs U_rs", way, tie, owners)
-        for keeper in KEEPERS:
+        for keeper in _keepers(context):
             yield _gives(f"{tie}: {keeper.__name__.replace('_', ' ')}", keeper, tie, owners)
     for tie, owners in _pairs_of_modules(context):
         yield _gives(f"{tie}: reused module", reused_module, tie, owners)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, jacrev
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
@@ -237,7 +237,7 @@ def masks_at(problem: Problem, seed: int) -> list[dict[str, Tensor]]:
 
 
 def masked_hessian(problem: Problem, masks: list[dict[str, Tensor]]) -> Tensor:
-    """The Hessian of the network that multiplies by these masks, by `torch.func` in one piece."""
+    """The Hessian of the network that multiplies by these masks, by `torch.autograd` in one piece."""
     theta = torch.cat([p.detach().reshape(-1) for p in problem.params.values()])
     spans = {name: slice(*span) for name, span in problem.offsets.items()}
 
@@ -250,7 +250,7 @@ def masked_hessian(problem: Problem, masks: list[dict[str, Tensor]]) -> Tensor:
         return sum(weight * loss for weight, loss in zip(problem.weights, losses, strict=True))
 
     models = [_masked(problem.model, of_batch) for of_batch in masks]
-    return jacrev(jacrev(risk))(theta)
+    return torch.autograd.functional.hessian(risk, theta)
 
 
 def _masked(model: nn.Module, masks: dict[str, Tensor]) -> nn.Module:

@@ -20,6 +20,7 @@ _KAPPA, _SKEW = sympy.symbols("kappa mu_3", positive=True)
 _MOMENTS = {1: 0, 2: 1, 3: _SKEW, 4: _KAPPA}
 
 
+@lru_cache
 def _symbolic_forms(sizes: tuple[int, ...]) -> tuple[Any, list[list[int]], list[Any], Any]:
     """H, the rows of its blocks, the forms q_l and z, in symbols."""
     ends = np.cumsum(sizes)
@@ -34,7 +35,13 @@ def _cut(H: Any, rows: list[int], columns: list[int]) -> Any:
 
 
 def _variance(form: Any, z: Any) -> Any:
-    return theory.expectation(form**2, z, _MOMENTS) - theory.expectation(form, z, _MOMENTS) ** 2
+    return _covariance(form, form, z)
+
+
+@lru_cache
+def _covariance(a: Any, b: Any, z: Any) -> Any:
+    mean_of_a, mean_of_b = (theory.expectation(form, z, _MOMENTS) for form in (a, b))
+    return theory.expectation(a * b, z, _MOMENTS) - mean_of_a * mean_of_b
 
 
 def predicted(formula: Any, case: Case, kurtosis: float) -> np.ndarray:
@@ -143,20 +150,19 @@ def _rows(case: Case, probe: str, predicted: np.ndarray, measured: np.ndarray) -
 )
 def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]:
     H, rows, forms, z = _symbolic_forms((2, 2, 1))
-    mean = [theory.expectation(q, z, _MOMENTS) for q in forms]
-    product = theory.expectation(forms[0] * forms[1], z, _MOMENTS) - mean[0] * mean[1]
-    yield symbolic("Cov(q_l, q_m) for any κ and third moment", product, formula(_cut(H, rows[0], rows[1])))
+    covariance = _covariance(forms[0], forms[1], z)
+    yield symbolic("Cov(q_l, q_m) for any κ and third moment", covariance, formula(_cut(H, rows[0], rows[1])))
     within = [theory.probe_variance(_cut(H, r, r), [_cut(H, r, s) for s in rows if s is not r], _KAPPA) for r in rows]
     across = [formula(_cut(H, r, s)) for r in rows for s in rows if s is not r]
     yield symbolic("Σ T2 + Σ T3 = Var zᵀHz", sum(within) + sum(across), theory.probe_variance(H, (), _KAPPA))
     for case in context.cases():
         q, blocks = all_forms(case, context), list(case.problem.index)
-        covariance = np.cov(q.T, ddof=0)
+        found = np.cov(q.T, ddof=0)
         pairs = [(a, b) for a in range(len(blocks)) for b in range(a)]
         absolute = absolute_rows(case).tolist()
         yield exact(
             f"{case}: all columns of a strength-four array",
-            [covariance[a, b] for a, b in pairs],
+            [found[a, b] for a, b in pairs],
             [float(formula(case.block(blocks[a], blocks[b]))) for a, b in pairs],
             magnitude=[2 * absolute[a] * absolute[b] for a, b in pairs],
             terms=roundings(case, len(q)),
