@@ -11,6 +11,8 @@ Imported by every pytest that runs where hesstheory is installed, so nothing hea
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,16 +22,18 @@ import pytest
 if TYPE_CHECKING:
     from hesstheory.conformance.suite import CheckResult, Course
 
-_OPTIONS: dict[str, Any] = {"profile": "ci", "seed": 0}
+_DEFAULTS: dict[str, Any] = {"profile": "ci", "seed": 0}
+_OPTIONS = dict(_DEFAULTS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options that hold for all estimators whose decorator does not say otherwise."""
     group = parser.getgroup("hesstheory")
     group.addoption(
-        "--hesstheory-profile", choices=("smoke", "ci", "full"), default="ci", help="profile of conformance checks"
-    )
-    group.addoption("--hesstheory-seed", type=int, default=0, help="seed of the conformance checks")
+        "--hesstheory-profile", choices=("smoke", "ci", "full"), default=_DEFAULTS["profile"],
+        help="profile of conformance checks",
+    )  # fmt: skip
+    group.addoption("--hesstheory-seed", type=int, default=_DEFAULTS["seed"], help="seed of the conformance checks")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -60,7 +64,14 @@ def _text(result: CheckResult) -> str:
 
     lines = [f"{result.check} {result.status}: {result.detail}"]
     lines += [f"looks like {name}: {sin_of(name)}" for name in result.suspects]
-    return "\n".join([*lines, result.reproduce])
+    return "\n".join([*lines, _command()])
+
+
+def _command() -> str:
+    """What runs this test again: the command line may not be able to name its estimator."""
+    test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
+    options = [f"--hesstheory-{name}={value}" for name, value in _OPTIONS.items() if value != _DEFAULTS[name]]
+    return shlex.join(["pytest", test, *options])
 
 
 @dataclass
@@ -88,18 +99,22 @@ def parametrize_with_checks(
     num_probes: int | None = None,
     seed: int | None = None,
     probe: Any = None,
+    time_limit: float | None = None,
+    isolate: bool = False,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorator of a test function (estimator, check) that runs every check of every estimator as one test.
 
     `expected_failed_checks` maps checks to reasons; one that passes all the same fails. Profile and seed come from
-    `--hesstheory-profile` and `--hesstheory-seed` unless given. Raises `Misuse` for unknown checks and for what is no
-    estimator.
+    `--hesstheory-profile` and `--hesstheory-seed` unless given. `isolate` runs each check in a child process: without
+    it, an estimator that ends its process ends pytest, and one that swallows all exceptions outlasts `time_limit`
+    (seconds per check). Raises `Misuse` for unknown checks and for what is no estimator.
     """
     from hesstheory.conformance.answers import as_estimator, load
     from hesstheory.conformance.suite import checks_of, read_expected
 
     expected = read_expected(expected_failed_checks)
-    settings = {"profile": profile, "num_probes": num_probes, "seed": seed, "probe": probe}
+    settings = {"profile": profile, "num_probes": num_probes, "seed": seed, "probe": probe, "time_limit": time_limit,
+                "isolate": isolate}  # fmt: skip
     courses = _Courses(expected, settings)
     cases = []
     for estimator in [estimators] if callable(estimators) or isinstance(estimators, str) else estimators:

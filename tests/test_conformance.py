@@ -124,7 +124,7 @@ ILLEGAL = [
     ({"hill": 1.0, "valley": 1.0, "sea": 0.0}, "adds"),
     ({"hill": "1.0", "valley": 1.0}, "return a float"),
     ("3.0", "return a float"),
-    (None, "return a float"),
+    (None, "is `return` missing"),
     (True, "return a float"),
     (float("nan"), "finite"),
     (float("inf"), "finite"),

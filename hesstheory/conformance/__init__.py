@@ -5,8 +5,10 @@ from hesstheory.conformance.checks import CHECKS, Finding
 from hesstheory.conformance.problems import Reference, references
 from hesstheory.conformance.suite import (
     CheckResult,
+    check_apart,
     check_estimator,
     exit_code,
+    full_name,
     read_xfails,
     scoreboard,
     to_json,
@@ -21,8 +23,10 @@ __all__ = [
     "IllegalAnswer",
     "Misuse",
     "Reference",
+    "check_apart",
     "check_estimator",
     "exit_code",
+    "full_name",
     "load",
     "read_xfails",
     "references",

@@ -9,7 +9,10 @@ import importlib.util
 import inspect
 import math
 import numbers
+import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +75,7 @@ def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:
-        raise Misuse(f"{name} does not import: {type(error).__name__}: {error}") from error
+        raise Misuse(f"{name} does not import: {raised(error)}") from error
     finally:
         sys.path.remove("")
 
@@ -89,7 +92,7 @@ def _module_from_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise Misuse(f"{path} does not import: {type(error).__name__}: {error}") from error
+        raise Misuse(f"{path} does not import: {raised(error)}") from error
     finally:
         sys.path.remove(str(path.parent.absolute()))
     return module
@@ -107,9 +110,22 @@ def as_estimator(found: Any) -> Estimator:
         return as_estimator(_built(found))
     if any(f.name == "num_probes" for f in dataclasses.fields(found)) if dataclasses.is_dataclass(found) else False:
         return Configured(found)
-    raise Misuse(
-        f"{_name(found)}{inspect.signature(found)} does not take (problem, *, num_probes, generator): add the keywords "
-        "num_probes (how many probes to use) and generator (a torch.Generator to draw them from)"
+    raise Misuse(f"{_name(found)}{inspect.signature(found)} {_misfit(found)}")
+
+
+def _misfit(found: Any) -> str:
+    """What keeps a signature from (problem, *, num_probes, generator), and the cure."""
+    parameters = list(inspect.signature(found).parameters.values())
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    surplus = [p.name for p in needed[1:] if p.name not in ("num_probes", "generator")]
+    contract = "the suite calls estimator(problem, *, num_probes, generator)"
+    if needed and needed[0].name == "self":
+        return f"is a method without its instance, {contract}: name an instance's, such as module:instance.method"
+    if accepts(found, "num_probes", "generator", *surplus):
+        return f"needs {' and '.join(surplus)}, which nobody passes, {contract}: give a default, or bind a value"
+    return (
+        f"does not fit, {contract}: add the keywords num_probes (how many probes to use) and generator (a "
+        "torch.Generator to draw them from)"
     )
 
 
@@ -117,9 +133,7 @@ def _built(cls: type) -> Any:
     try:
         return cls()
     except Exception as error:
-        raise Misuse(
-            f"{cls.__name__}() raises {type(error).__name__}: {error}; name an instance or a function"
-        ) from error
+        raise Misuse(f"{cls.__name__}() {raised(error)}; name an instance or a function") from error
 
 
 def _name(found: Any) -> str:
@@ -135,6 +149,18 @@ def accepts(estimator: Any, *keywords: str) -> bool:
     except ValueError:  # no signature: written in C
         return True
     return True
+
+
+_OURS = (f"{Path(__file__).parents[1]}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}", "<")
+_INSTALLED = tuple(sysconfig.get_paths()[kind] for kind in ("stdlib", "purelib", "platlib"))
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line, with the place in the user's code where it arose: the last that nobody installed."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_OURS)]
+    own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)] or frames
+    where = f" at {own[-1].filename}:{own[-1].lineno}" if own else ""
+    return f"raises {type(error).__name__} ({(str(error).splitlines() or [''])[0][:300]}){where}"
 
 
 @dataclass(frozen=True)
@@ -162,6 +188,8 @@ def ask(
 
 def read(answer: Any, problem: Problem, num_probes: int) -> Answer:
     """The answer in one form, or IllegalAnswer."""
+    if answer is None:
+        raise IllegalAnswer("the answer is None: is `return` missing? Return a float, or {block: trace}")
     samples = getattr(answer, "samples", None)
     if not hasattr(answer, "value") and hasattr(answer, "to_dict"):  # a pandas Series by block
         answer = answer.to_dict()

@@ -27,6 +27,7 @@ from hesstheory.conformance.answers import (
     ask,
     differences,
     global_state,
+    raised,
     state_of,
 )
 from hesstheory.conformance.problems import Reference, references
@@ -201,8 +202,7 @@ def _illegal(session: Session, reference: Reference, num_probes: int) -> str:
     except OutOfTime:
         raise
     except (Exception, SystemExit) as error:
-        first = (str(error).splitlines() or [""])[0]
-        return f"raises {type(error).__name__} ({first[:200]}) on {reference.problem}"
+        return f"{raised(error)} on {reference.problem}"
     return ""
 
 

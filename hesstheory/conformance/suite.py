@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shlex
-import signal
-import threading
+import sys
 import time
 import tomllib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,22 +26,23 @@ from hesstheory.conformance.checks import (
     SKIPPED,
     ConformanceCheck,
     Finding,
-    OutOfTime,
     Session,
 )
+from hesstheory.conformance.peers import PEERS, distribution_of, installed
+from hesstheory.conformance.processes import CAN_FORK, Lost, forked, here, in_child
 
 XFAILED = "xfailed"
 PROFILES = ("smoke", "ci", "full")
 SIGNATURES = "signatures.json"
 TIME_LIMIT = 300.0  # seconds per check
-_LONGEST = 1e7  # seconds that an alarm can be set to
 
 
 @dataclass(frozen=True)
 class CheckResult:
     """Outcome of one check: passed, failed, skipped, blocked, xfailed or inconclusive.
 
-    `suspects` are the known mistakes that show the same pattern, likeliest first; `reproduce` is a command.
+    `suspects` are the known mistakes that show the same pattern, likeliest first; `reproduce` is a command; `stale` is
+    one that failed only in that a failure was expected and nothing failed.
     """
 
     check: str
@@ -54,6 +52,7 @@ class CheckResult:
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
     reproduce: str = ""
+    stale: bool = False
 
     @property
     def signature(self) -> frozenset[str]:
@@ -93,6 +92,47 @@ def check_estimator(
     return [course.result(name) for name in chosen]
 
 
+def check_apart(
+    estimator: str,
+    profile: str = "ci",
+    *,
+    checks: Sequence[str] | None = None,
+    expected_failed_checks: Mapping[str, str] | None = None,
+    time_limit: float = TIME_LIMIT,
+    on_result: Callable[[CheckResult], None] | None = None,
+    **options: Any,
+) -> list[CheckResult]:
+    """`check_estimator` in a forked process: what ends it, or swallows what would stop it, must not end or stop ours.
+
+    The checks after such a one are blocked. Where the platform cannot fork, all runs here.
+    """
+    chosen, expected, done = _chosen(checks, profile), read_expected(expected_failed_checks), list[CheckResult]()
+
+    def work(send: Callable[[CheckResult], None]) -> list[CheckResult]:
+        return check_estimator(
+            estimator, profile, checks=checks, expected_failed_checks=expected, time_limit=time_limit, on_result=send,
+            **options,
+        )  # fmt: skip
+
+    def decided(result: CheckResult) -> None:
+        done.append(result)
+        if on_result:
+            on_result(result)
+
+    if not CAN_FORK:
+        return work(decided)
+    try:
+        return list(forked(work, 3 * time_limit + 60, decided))
+    except Lost as lost:
+        rest, options = chosen[len(done) :], {**options, "isolate": True}
+        command = _command(estimator, profile=profile, time_limit=time_limit, **options)
+        for fatal in rest[:1]:
+            decided(CheckResult(fatal, FAILED, str(lost), reproduce=f"{command} --check {fatal}"))
+        for name in rest[1:]:
+            decided(CheckResult(name, BLOCKED, f"{rest[0]} ended the process: --isolate goes on"))
+    return [_with_expectation(result, expected, profile) for result in done]
+
+
 class Course:
     """The checks of one estimator, each run when it is asked for, its prerequisites first; runs are shared."""
 
@@ -106,12 +146,12 @@ class Course:
             raise Misuse(f"num_probes is {num_probes!r}: pass a whole number of at least 2, better 32 or more")
         if profile not in PROFILES:
             raise Misuse(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
-        name = estimator if isinstance(estimator, str) else _name_of(estimator)
-        options = ["--profile", profile, "--num-probes", str(num_probes), "--seed", str(seed)]
-        options += ["--probe", type(probe).__name__] if probe is not None else []
-        options += ["--time-limit", f"{time_limit:g}"] if time_limit != TIME_LIMIT else []
-        options += ["--isolate"] if isolate else []
-        self.command = shlex.join(["hesstheory", "check", name, *options])
+        if isolate and not CAN_FORK:
+            raise Misuse("this platform cannot fork: leave isolate out")
+        self.command = _command(
+            estimator, profile=profile, num_probes=num_probes, seed=seed, probe=probe, time_limit=time_limit,
+            isolate=isolate,
+        )  # fmt: skip
         self.session = Session(subject, profile, num_probes, seed, probe)
         self.expected = read_expected(expected)
         self.time_limit, self.isolate = time_limit, isolate
@@ -122,9 +162,17 @@ class Course:
         if name not in self.done:
             for need in CHECKS[name].needs:
                 self.decided(need)
-            result = self._decide(CHECKS[name])
-            self.done[name] = replace(result, reproduce=f"{self.command} --check {name}")
+            self.done[name] = replace(self._decide(CHECKS[name]), reproduce=self._reproducing(name))
         return self.done[name]
+
+    def _reproducing(self, name: str) -> str:
+        if self.command:
+            return f"{self.command} --check {name}"
+        session = self.session
+        return (
+            f"in Python, for the command line cannot name it: check_estimator(…, {session.profile!r}, "
+            f"num_probes={session.num_probes}, seed={session.seed}, checks=[{name!r}])"
+        )
 
     def result(self, name: str) -> CheckResult:
         """The outcome with suspects, by all that was decided so far, and with what was expected."""
@@ -138,7 +186,7 @@ class Course:
         start = time.monotonic()
         if blocked := _blocked(check, self.session, self.done):
             return CheckResult(check.name, BLOCKED, blocked)
-        run = _in_child if self.isolate else _here
+        run = in_child if self.isolate else here
         self.session.refresh()
         with _settings_restored():
             status, detail, findings = run(check, self.session, self.time_limit)
@@ -159,16 +207,42 @@ def exit_code(results: Sequence[CheckResult]) -> int:
     return 3 if statuses & {INCONCLUSIVE, BLOCKED} or not statuses & {PASSED, XFAILED} else 0
 
 
-def _name_of(estimator: Any) -> str:
-    module = getattr(estimator, "__module__", None) or "package.module"
-    return f"{module}:{getattr(estimator, '__qualname__', type(estimator).__name__)}"
+def _command(
+    estimator: Any, *, profile: str, num_probes: int = 32, seed: int = 0, probe: Any = None,
+    time_limit: float = TIME_LIMIT, isolate: bool = False,
+) -> str:  # fmt: skip
+    """The command that checks the same, or nothing where there is none."""
+    if not (words := _words(estimator)):
+        return ""
+    options = ["--profile", profile, "--num-probes", str(num_probes), "--seed", str(seed)]
+    options += ["--probe", type(probe).__name__] if probe is not None else []
+    options += ["--time-limit", f"{time_limit:g}"] if time_limit != TIME_LIMIT else []
+    return shlex.join(["hesstheory", "check", *words, *options, *(["--isolate"] if isolate else [])])
+
+
+def _words(estimator: Any) -> list[str]:
+    """What names an estimator on the command line; nothing for what is local, bound or configured."""
+    if isinstance(estimator, str):
+        return [estimator]
+    if peers := [name for name, peer in PEERS.items() if peer is estimator]:
+        return ["peers", "--peer", peers[0]]
+    module: Any = sys.modules.get(getattr(estimator, "__module__", None) or "")
+    if not hasattr(module, "__file__"):
+        return []
+    where = module.__file__ if module.__name__ == "__main__" else module.__name__
+    return [f"{where}:{name}" for name, value in vars(module).items() if value is estimator][:1]
+
+
+def full_name(check: str) -> str:
+    """The name of a check, whose prefix `check_` may be left out."""
+    return check if check in CHECKS else f"check_{check}"
 
 
 def _chosen(names: Sequence[str] | None, profile: str) -> list[str]:
     """The named checks with their prerequisites, or all of the profile, in their order."""
     if profile not in PROFILES:
         raise Misuse(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
-    if unknown := [name for name in names or () if name not in CHECKS]:
+    if unknown := [name for name in names or () if full_name(name) not in CHECKS]:
         raise Misuse(f"no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
     wanted: set[str] = set()
 
@@ -178,7 +252,7 @@ def _chosen(names: Sequence[str] | None, profile: str) -> list[str]:
             want(need)
 
     for name in names or checks_of(profile):
-        want(name)
+        want(full_name(name))
     return [name for name in CHECKS if name in wanted]
 
 
@@ -196,40 +270,6 @@ def _blocked(check: ConformanceCheck, session: Session, done: Mapping[str, Check
     return ""
 
 
-Decided = tuple[str, str, tuple[Finding, ...]]
-
-
-def _here(check: ConformanceCheck, session: Session, time_limit: float) -> Decided:
-    findings: list[Finding] = []
-    session.deadline = time.monotonic() + time_limit
-    try:
-        with _alarm(1.5 * time_limit + 1), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for finding in check.decide(session):
-                findings.append(finding)
-    except OutOfTime:
-        text = f"not decided within {time_limit:g} s: pass a longer --time-limit or --num-probes with batched probes"
-        findings.append(Finding("", INCONCLUSIVE, text))
-    except _Alarm:
-        findings.append(Finding("", FAILED, f"hangs: one call gave no answer within {time_limit:g} s"))
-    except (Exception, SystemExit) as error:
-        text = f"raises {type(error).__name__}: {(str(error).splitlines() or [''])[0][:300]}"
-        findings.append(Finding("", FAILED, text))
-    finally:
-        session.deadline = float("inf")
-    return _summary(findings)
-
-
-def _summary(findings: Sequence[Finding]) -> Decided:
-    """The worst status, and the details that bear it out."""
-    for status in (FAILED, INCONCLUSIVE, PASSED, SKIPPED):
-        of = [finding for finding in findings if finding.status == status]
-        if of:
-            details = dict.fromkeys(f"{f.problem}: {f.detail}" if f.problem else f.detail for f in of if f.detail)
-            return status, "; ".join(details), tuple(findings)
-    return SKIPPED, "nothing to check", tuple(findings)
-
-
 @contextmanager
 def _settings_restored() -> Iterator[None]:
     """Gives back the settings of the process that a check may find changed."""
@@ -238,56 +278,6 @@ def _settings_restored() -> Iterator[None]:
         yield
     finally:
         restore(before)
-
-
-class _Alarm(BaseException):
-    """Raised inside a call that does not come back; not an Exception, so that no estimator swallows it."""
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
-        yield
-        return
-
-    def ring(*_: Any) -> None:
-        raise _Alarm
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, min(seconds, _LONGEST))
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def _in_child(check: ConformanceCheck, session: Session, time_limit: float) -> Decided:
-    """The same in a forked process, which may hang or die."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-
-    def work() -> None:
-        decided = _here(check, session, time_limit)
-        sender.send((decided, session.illegal))
-
-    child = context.Process(target=work, daemon=True)
-    child.start()
-    sender.close()
-    limit = min(2 * time_limit + 5, _LONGEST)
-    try:
-        if receiver.poll(limit):
-            decided, session.illegal = receiver.recv()
-            child.join()
-            return decided  # type: ignore[no-any-return]
-        child.kill()
-        child.join()
-        return _summary([Finding("", FAILED, f"hangs: no answer within {time_limit:g} s, the process was killed")])
-    except EOFError:
-        child.join()
-        code = child.exitcode or 0
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return _summary([Finding("", FAILED, f"kills its process ({how})")])
 
 
 # --- expected failures ----------------------------------------------------------------------------------------------
@@ -334,12 +324,16 @@ def _entries(entries: Mapping[str, Any], path: Path, today: date | None = None) 
 
 def read_expected(entries: Mapping[str, Any] | None, where: str = "expected_failed_checks: ") -> dict[str, str]:
     """Expected failures with their reasons; raises Misuse for an unknown check or a missing reason."""
+    found: dict[str, str] = {}
     for check, reason in (entries or {}).items():
-        if check not in CHECKS:
+        if full_name(check) not in CHECKS:
             raise Misuse(f"{where}no check is named {check!r}; the checks are {', '.join(CHECKS)}")
         if not isinstance(reason, str) or not reason.strip():
             raise Misuse(f"{where}{check} has no reason: say why the failure is expected")
-    return dict(entries or {})
+        if full_name(check) in found:
+            raise Misuse(f"{where}{full_name(check)} is named twice, with and without `check_`: remove one")
+        found[full_name(check)] = reason
+    return found
 
 
 def _with_expectation(result: CheckResult, expected: Mapping[str, str], profile: str) -> CheckResult:
@@ -349,16 +343,12 @@ def _with_expectation(result: CheckResult, expected: Mapping[str, str], profile:
     if result.status == FAILED:
         return replace(result, status=XFAILED, detail=f"expected ({reason}): {result.detail}")
     if result.status == PASSED:
-        return replace(
-            result, status=FAILED, detail=f"passes, although it is expected to fail ({reason}): remove the entry"
-        )
+        text = f"passes, although it is expected to fail ({reason}): remove the entry"
+        return replace(result, status=FAILED, detail=text, stale=True)
     if result.status == SKIPPED and result.check in checks_of(profile):
-        return replace(
-            result,
-            status=FAILED,
-            detail=f"skipped ({result.detail}), so that no failure can be expected: remove the entry",
-        )
-    return result
+        text = f"skipped ({result.detail}), so that no failure can be expected: remove the entry"
+        return replace(result, status=FAILED, detail=text, stale=True)
+    return replace(result, detail=f"{result.detail}; expected to fail ({reason})")
 
 
 # --- suspects -------------------------------------------------------------------------------------------------------
@@ -430,11 +420,10 @@ def _xml_safe(text: str) -> str:
 
 def scoreboard(
     profile: str = "ci", *, names: Sequence[str] | None = None, num_probes: int = 32, seed: int = 0,
-    time_limit: float = TIME_LIMIT, xfails: Path | None = None, on_result: Callable[[CheckResult], None] | None = None,
+    time_limit: float = TIME_LIMIT, checks: Sequence[str] | None = None, xfails: Path | None = None,
+    on_result: Callable[[CheckResult], None] | None = None,
 ) -> dict[str, list[CheckResult]]:  # fmt: skip
     """Peer libraries that are installed, checked; `xfails` is a TOML file with a table of reasons for each."""
-    from hesstheory.conformance.peers import PEERS, distribution_of, installed
-
     if unknown := [name for name in names or () if name not in PEERS]:
         raise Misuse(f"no peer {unknown[0]!r}; the peers are {', '.join(PEERS)}")
     present, expected = installed(), _tables(xfails, PEERS) if xfails else {}
@@ -442,7 +431,7 @@ def scoreboard(
         raise Misuse(f"{missing[0]} is not installed: pip install -c constraints.txt -e '.[peers]'")
     return {
         name: check_estimator(
-            PEERS[name], profile, num_probes=num_probes, seed=seed, time_limit=time_limit,
+            PEERS[name], profile, num_probes=num_probes, seed=seed, checks=checks, time_limit=time_limit,
             expected_failed_checks=expected.get(name), on_result=on_result,
         )
         for name in names or PEERS
