@@ -26,19 +26,22 @@ _ROOMS = {
         "Uniform",
         "XTrace",
     ),
+    "advice": ("Plan", "Ranking", "Recommendation", "rank_layers", "recommend"),
     "logit_space": ("ControlVariateTrace", "LogitProbeTrace", "NotConvex", "NotPiecewiseLinear", "exact_traces"),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
     "conformance": ("CheckResult", "check_estimator"),
     "pytest_plugin": ("parametrize_with_checks",),
 }
-_MODULES = (*_ROOMS, "convolution", "execution", "figures", "mutants", "report", "theory", "zoo")
+_MODULES = (*_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "mutants", "report", "theory", "zoo")
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
 
 if TYPE_CHECKING:
     from hesstheory import (
+        advice,
+        bench,
         claims,
         conformance,
         convolution,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
         evidence,
         execution,
         figures,
+        frontier,
         logit_space,
         mutants,
         problem,
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
         theory,
         zoo,
     )
+    from hesstheory.advice import Plan, Ranking, Recommendation, rank_layers, recommend
     from hesstheory.claims import Ledger, claim, validate
     from hesstheory.conformance import CheckResult, check_estimator
     from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, residual, unrolled_hessian

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,20 @@ def _draw(plot: _Plot, frame: pd.DataFrame, directory: Path) -> Figure:
             _say_empty(canvas, len(frame))
         else:
             plot.draw(canvas, shown)
+            _lay_out(canvas)
         canvas.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
         canvas.savefig(png, format="png", dpi=PNG_DPI, metadata={"Software": None})
     frame.to_csv(csv, index=False, lineterminator="\n")
     claims = tuple(dict.fromkeys(frame["claim"]))
     return Figure(plot.name, plot.title, plot.caption + _rows_note(frame), svg, png, csv, claims)
+
+
+def _lay_out(canvas: Canvas) -> None:
+    """Places everything, once for both files: left to itself matplotlib does it again, and draws twice, for each."""
+    engine = canvas.get_layout_engine()
+    assert engine is not None
+    engine.execute(canvas)
+    canvas.set_layout_engine(None)
 
 
 def _paths(plot: _Plot, directory: Path) -> tuple[Path, Path, Path]:
@@ -386,7 +396,9 @@ def _estimates_panel(upper: Axes, lower: Axes, frame: pd.DataFrame, looks: Mappi
 # --- variances ------------------------------------------------------------------------------------------------------
 
 
-def _draw_variance(canvas: Canvas, frame: pd.DataFrame) -> None:
+def _draw_variance(
+    canvas: Canvas, frame: pd.DataFrame, quantity: str = "variance", unit: str = "(loss / weight²)²"
+) -> None:
     canvas.set_size_inches(6.2, 5.2)
     upper, lower = canvas.subplots(2, 1, height_ratios=[3, 1], sharex=True)
     looks = _looks(_names(frame["probe"]))
@@ -399,9 +411,8 @@ def _draw_variance(canvas: Canvas, frame: pd.DataFrame) -> None:
     lower.axhline(1, color=GREY, lw=0.9, zorder=1)
     upper.set(xlim=limits, ylim=limits)
     _log(upper)
-    unit = "(loss / weight²)²"
-    upper.set_ylabel(f"measured variance\n{unit}")
-    lower.set(xlabel=f"predicted variance {unit}", ylabel="measured ÷\npredicted")
+    upper.set_ylabel(f"measured {quantity}\n{unit}")
+    lower.set(xlabel=f"predicted {quantity} {unit}", ylabel="measured ÷\npredicted")
     away = float((frame["measured_over_predicted"] - 1).abs().max())
     if away < ROUNDING:  # a ratio of 1.0000000000000002 has no tick label: count units in the last place
         for line in lower.lines:
@@ -769,6 +780,17 @@ PLOTS: tuple[_Plot, ...] = (
         ("separated_variance", "full_variance", "ratio"),
         _with_ratio("full_over_separated", "full_variance", "separated_variance"),
         _draw_crossover,
+    ),
+    _Plot(
+        "gain_over_full_vector",
+        "gain",
+        "What the outputs spare the probes",
+        "Variance of one full-vector probe on H over that of one logit probe (piecewise linear networks) or of one "
+        "probe on R = H − G beside the exact traces of G (other networks), by layer. At 1 nothing is gained.",
+        ("network", "stage", "block", "probe"),
+        ("predicted", "measured"),
+        _with_ratio("measured_over_predicted", "measured", "predicted"),
+        partial(_draw_variance, quantity="gain", unit="(ratio of variances)"),
     ),
 )
 

@@ -149,6 +149,10 @@ def crossover_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
     return rows
 
 
+def gain_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
+    return [row | {"probe": ("logit", "residual")[n % 2]} for n, row in enumerate(variance_rows(rng))]
+
+
 ROWS = {
     "estimates": estimate_rows,
     "variance": variance_rows,
@@ -158,6 +162,7 @@ ROWS = {
     "critical_probes": critical_rows,
     "power": power_rows,
     "crossover": crossover_rows,
+    "gain": gain_rows,
 }
 CLAIM_OF = {
     "estimates": "T1",
@@ -168,6 +173,7 @@ CLAIM_OF = {
     "critical_probes": "T12",
     "power": "suite.power",
     "crossover": "T6",
+    "gain": "G8",
 }
 
 
