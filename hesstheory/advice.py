@@ -120,7 +120,7 @@ def recommend(problem: Problem, relative_error: float, level: float, generator: 
     except NotPiecewiseLinear:
         kinds: list[Any] = [ControlVariateTrace(), ControlVariateTrace(exact=False), LayerwiseTrace()]
         if len(problem.partition.blocks) <= _FEW_BLOCKS:
-            kinds.append(BlockSeparatedTrace())
+            kinds += [BlockSeparatedTrace(), ControlVariateTrace(separated=True)]
         trials = [_tried(kind, problem, generator) for kind in kinds]
         reference = reference if plans else _most_certain(trials)
     else:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -88,17 +88,32 @@ class Curvature:
         _check_finite(out)
         return out[0] if V.ndim == 1 else out.mT
 
-    def quadratic_forms(self, Z: Float[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
-        """q_l = z_lᵀ(Cz)_l of every probe and block, in float64, without holding a product for longer than a chunk."""
-        problem, columns = self.problem, _checked_columns(self.problem, Z)
+    def quadratic_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
+        """q_l = z_lᵀ(Cz)_l of every probe and block, in float64, without holding a product for longer than a chunk.
+
+        Signs may come as int8, which is cast chunk by chunk.
+        """
+        everything = range(len(self.problem.params))
+        return self._forms(Z, [everything])
+
+    def separated_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
+        """q_l = z_lᵀ C_ll z_l of every probe and block: a product for each block, through what depends on it alone."""
+        order = {name: j for j, name in enumerate(self.problem.params)}
+        return self._forms(Z, [[order[name] for name in names] for names in self.problem.partition.blocks.values()])
+
+    def _forms(self, Z: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
+        """Forms by block, from a product for each part of the tensors, with the probe cut to that part."""
+        problem, columns = self.problem, _checked_columns(self.problem, Z, (self.problem.dtype, torch.int8))
         of_tensor = columns.new_zeros(len(columns), len(problem.params), dtype=torch.float64)
         for weight, push in self.pushes():
             for chunk in push.chunks(len(columns), problem.num_params):
-                tangents = self.tangents(columns[chunk])
-                for j, row in enumerate(push(tangents, range(len(tangents)))):
-                    if row is not None:
-                        form = (row * tangents[j]).reshape(len(row), -1).sum(1, dtype=torch.float64)
-                        of_tensor[chunk, j] += weight * form
+                tangents = self.tangents(columns[chunk].to(problem.dtype))
+                for part in parts:
+                    only = [tangent if j in part else None for j, tangent in enumerate(tangents)]
+                    for j, row in zip(part, push(only, part), strict=True):
+                        if row is not None:
+                            form = (row * tangents[j]).reshape(len(row), -1).sum(1, dtype=torch.float64)
+                            of_tensor[chunk, j] += weight * form
         _check_finite(of_tensor)
         return of_tensor @ _membership(problem).to(of_tensor)
 
@@ -448,11 +463,11 @@ def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, 
 # --- the edge -------------------------------------------------------------------------------------------------------
 
 
-def _checked_columns(problem: Problem, V: Tensor) -> Float[Tensor, "columns params"]:
+def _checked_columns(problem: Problem, V: Tensor, dtypes: Sequence[torch.dtype] = ()) -> Real[Tensor, "columns params"]:
     if not isinstance(V, Tensor) or V.ndim not in (1, 2) or len(V) != problem.num_params:
         shape = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
         raise ValueError(f"expected a tensor of {problem.num_params} rows, one per parameter, got {shape}")
-    if V.dtype != problem.dtype or V.device != problem.device:
+    if V.dtype not in (dtypes or (problem.dtype,)) or V.device != problem.device:
         raise ValueError(
             f"the vectors are {V.dtype} on {V.device}, the model {problem.dtype} on {problem.device}: use .to()"
         )

@@ -20,7 +20,7 @@ from hesstheory.problem import Problem
 if TYPE_CHECKING:
     import pandas as pd
 
-_GROUP_ELEMENTS = 2**24  # entries of the probes held at once: a machine-independent choice, so that draws do not move
+_GROUP_ELEMENTS = 2**28  # entries of the probes held at once: a machine-independent choice, so that draws do not move
 
 
 # --- probes ---------------------------------------------------------------------------------------------------------
@@ -314,15 +314,8 @@ class BlockSeparatedTrace:
         probes: Float[Tensor, "params probes"] | None = None,
     ) -> Estimate:
         """Estimates with probes drawn from the generator, or with the given P×K probes, cut to one block at a time."""
-        curvature, samples = self.matrix(problem), []
-        for Z in _probe_groups(self, problem, generator, probes):
-            of_block = []
-            for number, index in enumerate(problem.index.values()):
-                cut = torch.zeros_like(Z)
-                cut[index] = Z[index]
-                of_block.append(curvature.quadratic_forms(cut)[:, number])
-            samples.append(torch.stack(of_block, dim=1))
-        forms = torch.cat(samples)
+        curvature = self.matrix(problem)
+        forms = torch.cat([curvature.separated_forms(Z) for Z in _probe_groups(self, problem, generator, probes)])
         return Estimate(_labelled(forms, problem), num_matvecs=forms.numel())
 
 
@@ -415,12 +408,10 @@ def _by_block(problem: Problem, products: Float[Tensor, "params columns"]) -> Fl
 
 
 def _sampler(probe: Probe, problem: Problem, generator: torch.Generator | None) -> Callable[[int], Tensor]:
-    """Draws probes in the dtype and on the device of the model."""
+    """Draws probes on the device and in the dtype of the model."""
     if not isinstance(generator, torch.Generator):
         raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)) or probes=: no global randomness")
-    # Conversions of large arrays cost as much as a good part of a product, and signs need none in double precision.
-    draw = probe.signs if type(probe) is Rademacher else probe.sample
-    return lambda count: draw(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
+    return lambda count: probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
 
 
 def _probe_groups(
@@ -429,7 +420,7 @@ def _probe_groups(
     generator: torch.Generator | None,
     probes: Tensor | None,
 ) -> Iterator[Tensor]:
-    """The probes in the model's dtype, in groups small enough to hold."""
+    """The probes in the model's dtype, or as int8 where they are signs, in groups small enough to hold."""
     if probes is not None:
         if not isinstance(probes, Tensor):
             raise TypeError(f"probes is a {type(probes).__name__}: pass a tensor, torch.as_tensor(probes)")
@@ -444,10 +435,14 @@ def _probe_groups(
             raise ValueError("probes holds NaN or infinity: every entry must be finite")
         yield probes.to(problem.dtype).to(problem.device)
         return
-    sample = _sampler(estimator.probe, problem, generator)
     most = max(_GROUP_ELEMENTS // problem.num_params, 1)
-    for start in range(0, estimator.num_probes, most):
-        yield sample(min(most, estimator.num_probes - start))
+    counts = [min(most, estimator.num_probes - start) for start in range(0, estimator.num_probes, most)]
+    if type(estimator.probe) is Rademacher and isinstance(
+        generator, torch.Generator
+    ):  # an eighth of the memory, an eighth of the time
+        yield from (estimator.probe.signs(problem.num_params, n, generator).to(problem.device) for n in counts)
+    else:
+        yield from map(_sampler(estimator.probe, problem, generator), counts)
 
 
 def check_num_probes(num_probes: int, name: str = "num_probes") -> None:

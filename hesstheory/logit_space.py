@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from hesstheory.convolution import Geometry
 from hesstheory.curvature import free_memory, graph_values, residual
-from hesstheory.estimators import Estimate, LayerwiseTrace, Probe, Rademacher, check_num_probes
+from hesstheory.estimators import BlockSeparatedTrace, Estimate, LayerwiseTrace, Probe, Rademacher, check_num_probes
 from hesstheory.problem import Batch, Problem, differentiating, graph_nodes, to_double
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 Norms = Callable[[Tensor], dict[str, Float[Tensor, " samples"]]]
 
 _CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
+_LARGE = 100_000  # parameters from which on a vector of them costs as much as a pass of one sample
 _KEPT = 3  # times the values of the forward graph that are held at most: these, the slopes, patches and Gram matrices
-_LARGE = 1_000_000  # parameters from which on a vector of them costs as much as a pass of one sample
 
 
 class NotConvex(ValueError):
@@ -482,22 +482,25 @@ def _owners(model: nn.Module) -> Iterator[dict[Any, str]]:
 
 
 def _spot_check(problem: Problem) -> None:
-    """H_ii = G_ii for the first sample alone, at three parameters of a small network and at one of a large one, whose
-    products cost a gradient each: what the graph does not show may show here."""
-    from hesstheory.curvature import ggn, hessian
-
-    one = next(iter(problem.samples()))
+    """R_ii = 0 for the first sample alone, beside the other entries of its row, at three parameters of a small network
+    and at one of a large one, whose products cost a gradient each: what the graph does not show may show here."""
+    one = problem.head(1)
+    params, spans = list(problem.params.values()), list(problem.offsets.values())
+    (_, push), *_ = residual(one).pushes()
     P = problem.num_params
-    chosen = sorted({P // 4, P // 2, P - 1} if P < _LARGE else {P // 2})
-    E = torch.zeros(P, len(chosen), dtype=problem.dtype, device=problem.device)
-    E[chosen, range(len(chosen))] = 1.0
-    H, G = (matrix(one).quadratic_forms(E).sum(1) for matrix in (hessian, ggn))
-    scale = float(torch.maximum(H.abs(), G.abs()).max())
-    if float((H - G).abs().max()) > 10 * torch.finfo(problem.dtype).eps ** 0.5 * scale:
-        raise NotPiecewiseLinear(
-            f"tr H and tr G differ although the graph looks piecewise linear: H_ii = {H.tolist()}, G_ii = {G.tolist()} "
-            f"at parameters {chosen} of the first sample; pass target='ggn'"
-        )
+    for i in sorted({P // 4, P // 2, P - 1} if P < _LARGE else {P // 2}):
+        j = next(j for j, (_, stop) in enumerate(spans) if i < stop)
+        tangents: list[Tensor | None] = [None] * len(params)
+        unit = tangents[j] = torch.zeros_like(params[j])[None]
+        unit.view(-1)[i - spans[j][0]] = 1.0
+        (row,) = push(tangents, [j])
+        if row is not None:
+            entry = float(row.reshape(-1)[i - spans[j][0]])
+            if abs(entry) > torch.finfo(problem.dtype).eps ** 0.5 * float(row.abs().max()):
+                raise NotPiecewiseLinear(
+                    f"tr H and tr G differ although the graph looks piecewise linear: H_ii − G_ii = {entry:.3g} at "
+                    f"parameter {i} of the first sample; pass target='ggn'"
+                )
 
 
 # --- traces -----------------------------------------------------------------------------------------------------------
@@ -593,12 +596,13 @@ class ControlVariateTrace:
 
     tr G_ll is exact, or with `exact=False` a logit probe of its own for every parameter probe. Unbiased; the variance
     is T2 with R for H, far less where the loss is small. `num_matvecs` counts products with R; the traces of G cost
-    as many gradients as S has columns on top.
+    as many gradients as S has columns on top. `separated` probes R one block at a time, without cross terms.
     """
 
     num_probes: int = 10
     probe: Probe = field(default_factory=Rademacher)
     exact: bool = True
+    separated: bool = False
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
@@ -611,7 +615,8 @@ class ControlVariateTrace:
         probes: Float[Tensor, "params probes"] | None = None,
     ) -> Estimate:
         """Estimates with probes drawn from the generator, or with the given P×K probes on R."""
-        of_residual = LayerwiseTrace(self.num_probes, self.probe, residual)(problem, generator, probes=probes)
+        design = BlockSeparatedTrace if self.separated else LayerwiseTrace
+        of_residual = design(self.num_probes, self.probe, residual)(problem, generator, probes=probes)
         if self.exact:
             return Estimate(of_residual.samples + exact_traces(problem, "ggn"), of_residual.num_matvecs)
         if generator is None:

@@ -185,7 +185,7 @@ def test_bad_requests_to_rank_are_refused(generator):
         rank_layers(problem, "size")
     with pytest.raises(ValueError, match="pass a probability"):
         rank_layers(problem, level=2)
-    with pytest.raises(TypeError, match="pass a torch.Generator"):
+    with pytest.raises(TypeError, match=r"pass a torch.Generator"):
         rank_layers(problem, estimator=LayerwiseTrace(4))
     with pytest.raises(ValueError, match="at least two"):
         rank_layers(problem, generator=generator, estimator=LayerwiseTrace(1))

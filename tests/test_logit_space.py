@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import hesstheory.logit_space
 from hesstheory import (
+    BlockSeparatedTrace,
     ControlVariateTrace,
     LayerwiseTrace,
     LogitProbeTrace,
@@ -237,17 +238,18 @@ def test_the_residual_is_hessian_minus_gauss_newton(name, generator):
 
 
 @pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("separated", [True, False])
 @pytest.mark.parametrize("name", ["tanh_mlp", "attention", "relu_mlp"])
-def test_control_variates_are_traces_of_g_plus_forms_of_the_residual(name, exact, generator):
+def test_control_variates_are_traces_of_g_plus_forms_of_the_residual(name, exact, separated, generator):
     problem = zoo.problem(name, generator, num_samples=6)
     state = generator.get_state()
-    found = ControlVariateTrace(5, exact=exact)(problem, generator)
+    found = ControlVariateTrace(5, exact=exact, separated=separated)(problem, generator)
     generator.set_state(state)
-    forms = LayerwiseTrace(5, matrix=residual)(problem, generator).samples
+    forms = (BlockSeparatedTrace if separated else LayerwiseTrace)(5, matrix=residual)(problem, generator).samples
     of_ggn = exact_traces(problem, "ggn") if exact else LogitProbeTrace(5)(problem, generator).samples
     expected = forms + of_ggn
     assert (found.samples - expected).abs().max().max() <= 1e-14 * expected.abs().max().max()
-    assert found.num_matvecs == 5
+    assert found.num_matvecs == 5 * (len(problem.partition.blocks) if separated else 1)
 
 
 def test_control_variates_take_probes(generator):

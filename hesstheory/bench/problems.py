@@ -147,13 +147,14 @@ WAYS: Mapping[str, Way] = {
     "LogitProbeTrace, summed": Way(lambda problem, k, g: LogitProbeTrace(k, per_sample=False)(problem, g)),
     "ControlVariateTrace": Way(lambda problem, k, g: ControlVariateTrace(k)(problem, g)),
     "ControlVariateTrace, probed": Way(lambda problem, k, g: ControlVariateTrace(k, exact=False)(problem, g)),
+    "ControlVariateTrace, separated": Way(lambda problem, k, g: ControlVariateTrace(k, separated=True)(problem, g)),
     "PyHessian": _peer("pyhessian.all_probes", like="LayerwiseTrace", total=True),
     "curvlinops": _peer("curvlinops.hutchinson", like="BlockSeparatedTrace", apart=True),
     "hessian-eigenthings": _peer("hessian-eigenthings", like="BlockSeparatedTrace", apart=True),
 }
 PRODUCTS = ("plain torch", "LayerwiseTrace", "BlockSeparatedTrace", "HutchPP", "XTrace")
 LOGITS = ("exact_traces", "LogitProbeTrace", "LogitProbeTrace, summed")
-CONTROL = ("ControlVariateTrace", "ControlVariateTrace, probed")
+CONTROL = ("ControlVariateTrace", "ControlVariateTrace, probed", "ControlVariateTrace, separated")
 _PEERS = tuple(name for name, way in WAYS.items() if way.kind == "peer")
 
 SETTINGS: Mapping[str, Setting] = {
