@@ -361,9 +361,10 @@ def _projected(Y: Tensor, Q: Tensor) -> Tensor:
 class XTrace:
     """Traces by block, each probe deflated by the products with all others (XTrace, Epperly, Tropp and Webber 2024).
 
-    As `HutchPP`, with the basis Q_(i) of the products with the probes other than z_i for the sample of z_i: every probe
-    serves twice, at two products each. Unbiased. The samples share probes, so that `stderr` is the authors' error
-    estimate, not a proven standard error. P × num_probes numbers are held three times.
+    As `HutchPP`, with the basis Q_(i) of the products with the probes other than z_i for the part of z_i: every probe
+    serves twice, at two products each. Unbiased. The parts share probes, and their spread was measured to understate
+    the error: the mean comes as one sample, without a standard error; repeat it for one. P × num_probes numbers are
+    held three times.
     """
 
     num_probes: int = 10
@@ -381,16 +382,17 @@ class XTrace:
         Q = Q.contiguous()
         HQ, QZ = H @ Q, Q.mT @ Z
         T = Q.mT @ HQ
-        # By block: Q_lᵀQ_l and Q_lᵀ(HQ)_l, of which every sample takes the part in the span of the other products.
+        # By block: Q_lᵀQ_l and Q_lᵀ(HQ)_l, of which every part takes what lies in the span of the other products.
         grams = [(Q[i].mT @ Q[i], Q[i].mT @ HQ[i]) for i in problem.index.values()]
-        samples = []
+        parts = []
         for k in range(self.num_probes):
             M = _projector(torch.cat([R[:, :k], R[:, k + 1 :]], dim=1))
             outside = [2 * (M * W).sum() - (M @ T @ M * G).sum() for G, W in grams]
             bent = Y[:, k] - HQ @ (M @ QZ[:, k])
             form = _by_block(problem, (Z[:, k] * (bent - Q @ (M @ (Q.mT @ bent))))[:, None])
-            samples.append(form[0] + torch.stack(outside).to(form))
-        return Estimate(_labelled(torch.stack(samples), problem), num_matvecs=self.num_probes + Q.shape[1])
+            parts.append(form[0] + torch.stack(outside).to(form))
+        mean = torch.stack(parts).mean(0, keepdim=True)
+        return Estimate(_labelled(mean, problem), num_matvecs=self.num_probes + Q.shape[1])
 
 
 def _projector(A: Float[Tensor, "n m"]) -> Float[Tensor, "n n"]:

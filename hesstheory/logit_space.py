@@ -83,8 +83,8 @@ def _loss_hessians(
     if not slope.requires_grad:
         return leaf.new_zeros(len(leaf), D, D), 0.0
     _check_samples_apart(slope, leaf)
-    rows = [torch.autograd.grad(slope[:, d].sum(), leaf, retain_graph=True)[0].flatten(1) for d in range(D)]
-    H, sizes = torch.stack(rows, 1), []
+    rows = [torch.autograd.grad(slope[:, d].sum(), leaf, retain_graph=True)[0] for d in range(D)]
+    H, sizes = torch.stack(rows, 1).reshape(len(leaf), D, D), []
     with suppress(ValueError):  # a loss that has no value there, such as one of log outputs
         flat, zero = _slope(problem, torch.zeros_like(leaf), batch)
         sizes.append(float(torch.autograd.grad(flat[:, 0].sum(), zero)[0].abs().max()) if flat.requires_grad else 0.0)
@@ -96,7 +96,7 @@ def _slope(problem: Problem, outputs: Tensor, batch: Batch) -> tuple[Float[Tenso
     leaf = outputs.clone().requires_grad_()
     with differentiating():
         (slope,) = torch.autograd.grad(problem.loss_of(leaf, batch), [leaf], create_graph=True)
-    return slope.flatten(1), leaf
+    return slope.reshape(len(leaf), -1), leaf
 
 
 def _check_samples_apart(slope: Tensor, leaf: Tensor) -> None:

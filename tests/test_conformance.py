@@ -15,7 +15,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from hesstheory import Estimate, LayerwiseTrace, Rademacher, Sphere, check_estimator, hessian
+from hesstheory import (
+    ControlVariateTrace,
+    Estimate,
+    HutchPP,
+    LayerwiseTrace,
+    Rademacher,
+    Sphere,
+    XTrace,
+    check_estimator,
+    hessian,
+)
 from hesstheory.cli import app
 from hesstheory.conformance import CHECKS, IllegalAnswer, Misuse, exit_code, load, read_xfails, references, scoreboard
 from hesstheory.conformance.answers import as_estimator, read
@@ -518,3 +528,9 @@ def test_expectations_of_unknown_peers_are_refused(text, tmp_path):
     path.write_text(text)
     with pytest.raises(Misuse, match=r"no peer|no check"):
         scoreboard(names=[], xfails=path)
+
+
+@pytest.mark.parametrize("estimator", [ControlVariateTrace(), HutchPP(rank=3), XTrace()], ids=lambda e: type(e).__name__)
+def test_estimators_that_do_more_than_average_forms_are_right(estimator):
+    results = check_estimator(estimator, "smoke", checks=["check_answers_are_legal", "check_unbiased", "check_layouts"])
+    assert {result.status for result in results} <= {"passed", "skipped"}, results

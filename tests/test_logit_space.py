@@ -290,3 +290,19 @@ def test_batches_are_cut_to_the_free_memory(generator, monkeypatch):
     monkeypatch.setattr(hesstheory.logit_space, "free_memory", lambda device: 1000)
     with pytest.raises(MemoryError, match=r"a single sample takes about [0-9,]+ bytes and 500 may be used"):
         exact_traces(problem)
+
+
+# --- one number per sample --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.binary_cross_entropy_with_logits, F.huber_loss])
+def test_outputs_of_one_number_need_no_second_axis(loss, generator):
+    model = nn.Sequential(nn.Linear(4, 3, device="meta"), nn.ReLU(), nn.Linear(3, 1, device="meta"), nn.Flatten(0))
+    model.double().to_empty(device="cpu")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    data = torch.randn(7, 4, generator=generator), torch.rand(7, generator=generator)
+    problem = Problem(model, loss, [data])
+    assert problem.outputs(data).shape == (7,)
+    close(exact_traces(problem), hessian(problem).trace_by_block())

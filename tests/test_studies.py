@@ -1,20 +1,33 @@
 """The studies measure what they say: their estimators are those of the library, drawn and multiplied otherwise."""
 
 import importlib.util
+import json
+import math
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from hesstheory import BlockSeparatedTrace, Gaussian, LayerwiseTrace, Rademacher
+from hesstheory import BlockSeparatedTrace, Gaussian, LayerwiseTrace, Rademacher, ggn, hessian, theory
 from hesstheory.conformance import references
 
-_PATH = Path(__file__).parent / "studies" / "conformance_error_rates.py"
-_SPEC = importlib.util.spec_from_file_location(_PATH.stem, _PATH)
-study = importlib.util.module_from_spec(_SPEC)
-sys.modules[_PATH.stem] = study  # dataclasses look themselves up there
-_SPEC.loader.exec_module(study)
+
+def _study(name):
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "studies" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+study = _study("conformance_error_rates")
+probes = _study("full_vector_probes")
+
+
+# --- error rates of the conformance suite -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -48,3 +61,87 @@ def test_a_run_is_recorded_and_rated():
     assert (right["code"], wrong["code"]) == (0, 1), right
     rates = study.rates([right, wrong])
     assert rates["total only"]["accepted"] == rates["total only, 1 % too large"]["rejected"] == 1
+
+
+# --- full-vector probes on real networks ------------------------------------------------------------------------------
+
+_SIZES = {"width": 1, "samples": 3, "probes": 8, "together": 4, "rank_from": 4, "redraws": 3}
+_TINY = probes.Setting(**_SIZES)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """After a few steps, in double precision, with blocks that can be held."""
+    return probes.network(_TINY, 2)[0].double()
+
+
+def test_variances_without_probes_are_those_of_the_dense_blocks(tiny):
+    own, blocks = probes.own_blocks(tiny), list(tiny.partition.blocks)
+    for block in ("conv1", "layer1.0.bn1", "layer2.0.conv1", "fc"):
+        H_ll = hessian(tiny).block(block, block)
+        assert own["trace"][block] == pytest.approx(float(H_ll.trace()), rel=1e-10)
+        assert own["norm4"][block] == pytest.approx(float((H_ll @ H_ll).square().sum()), rel=1e-10)
+        for kurtosis in (1.0, 3.0):
+            expected = float(theory.probe_variance(H_ll, (), kurtosis))
+            assert probes.separated_variance(own, kurtosis)[block] == pytest.approx(expected, rel=1e-10)
+    crossed = sum(float(ggn(tiny).block("bn1", m).square().sum()) for m in blocks if m != "bn1")
+    assert own["cross_ggn"]["bn1"] == pytest.approx(crossed, rel=1e-10)
+
+
+def test_dual_factors_may_be_found_in_parts(tiny, monkeypatch):
+    whole = probes.own_blocks(tiny)
+    monkeypatch.setattr(probes, "_HELD", 10_000)
+    groups = list(probes.grouped(tiny))
+    assert len(groups) > 1
+    assert [block for group in groups for block in group] == list(tiny.partition.blocks)
+    pd.testing.assert_frame_equal(probes.own_blocks(tiny), whole, rtol=1e-12)
+
+
+def test_training_lowers_the_risk_and_repeats():
+    setting = probes.Setting(width=4, samples=16)
+    (first, losses), (again, _) = (probes.network(setting, 30) for _ in range(2))
+    assert losses["risk after"] < losses["risk before"] - 0.5
+    assert not first.model.training
+    for p, q in zip(first.params.values(), again.params.values(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_interval_of_a_variance_covers_it(generator):
+    """Normal samples: the interval is that of χ², but for the bootstrap, and columns are scaled apart."""
+    samples = pd.DataFrame(torch.randn(400, 2, generator=generator).numpy() * [1.0, 10.0], columns=["a", "b"])
+    interval, variance = probes.variance_interval(samples, generator), samples.var()
+    assert (interval["low"] < variance).all()
+    assert (interval["high"] > variance).all()
+    half = 1.96 * math.sqrt(2 / 400)  # of the relative error of s²
+    np.testing.assert_allclose((interval["high"] - interval["low"]) / variance, 2 * half, rtol=0.25)
+
+
+@pytest.mark.parametrize(("noise", "wrong"), [(1e-6, 0.0), (1e6, 1.0)])
+def test_rankings_are_wrong_where_noise_makes_them_so(tiny, generator, noise, wrong):
+    blocks = list(tiny.partition.blocks)
+    traces = probes.sizes(tiny) * pd.Series(range(1, len(blocks) + 1), index=blocks, dtype=float)
+    draws = torch.randn(12, len(blocks), generator=generator).numpy()
+    samples = traces + pd.DataFrame(draws, columns=blocks) * noise * probes.sizes(tiny)
+    found = probes.rankings(tiny, traces, samples, _TINY, generator)
+    for groups in (found["groups apart"], found["groups drawn"]):
+        assert groups["groups"] == 3
+        assert groups["order wrong"] == groups["top five wrong"] == wrong
+        assert groups["all ranks inside"] == 1
+        assert (groups["least tau"] == 1) == (wrong == 0)
+        assert groups["width of the intervals"] == pytest.approx(wrong * (len(blocks) - 1), rel=0.01)
+    assert (found["probes that would decide the order"] < 4) == (wrong == 0)
+
+
+def test_the_study_is_written_state_by_state(tmp_path, capsys):
+    file = tmp_path / "found.json"
+    sizes = [f"--{name.replace('_', '-')}={size}" for name, size in _SIZES.items()]
+    probes.main([*sizes, "--steps", "0", "2", "--json", str(file)])
+    record = json.loads(file.read_text())
+    assert record["setting"]["probes"] == 8
+    assert [state["steps"] for state in record["states"]] == [0, 2]
+    for state in record["states"]:
+        assert len(state["layers"]) == state["summary"]["layers"] == 41
+        assert state["rankings"]["convolutions and head"]["full"]["layers"] == 21
+        assert state["summary"]["two routes to the trace, relative difference"] < 1e-3
+        assert set(state["a probe, gradients"]) == set(probes.KINDS)
+    assert "layer4.1.conv2" in capsys.readouterr().out

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from hesstheory.estimators import HutchPP, XTrace
+from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace
 from hesstheory.problem import Problem
 
 Estimator = Callable[..., Any]
@@ -109,7 +111,7 @@ def as_estimator(found: Any) -> Estimator:
     if inspect.isclass(found):
         return as_estimator(_built(found))
     if any(f.name == "num_probes" for f in dataclasses.fields(found)) if dataclasses.is_dataclass(found) else False:
-        return Configured(found)
+        return ConfiguredWithProbes(found) if accepts(found, "generator", "probes") else Configured(found)
     raise Misuse(f"{_name(found)}{inspect.signature(found)} {_misfit(found)}")
 
 
@@ -171,7 +173,24 @@ class Configured:
 
     @property
     def probe(self) -> Any:
-        return getattr(self.inner, "probe", None)
+        """The distribution that decides the variance, None where the estimator does more than average forms of H."""
+        more = (ControlVariateTrace, HutchPP, LogitProbeTrace, XTrace)
+        return None if isinstance(self.inner, more) else getattr(self.inner, "probe", None)
+
+    def __call__(self, problem: Problem, *, num_probes: int, generator: torch.Generator) -> Any:
+        answer = dataclasses.replace(self.inner, num_probes=num_probes)(problem, generator)
+        return answer.value if isinstance(self.inner, XTrace) else answer  # which claims no error
+
+
+@dataclass(frozen=True)
+class ConfiguredWithProbes:
+    """The same for one that also takes `probes=`."""
+
+    inner: Any
+
+    @property
+    def probe(self) -> Any:
+        return Configured(self.inner).probe
 
     def __call__(self, problem: Problem, *, num_probes: int, generator: torch.Generator, probes: Any = None) -> Any:
         return dataclasses.replace(self.inner, num_probes=num_probes)(problem, generator, probes=probes)
