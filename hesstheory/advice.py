@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 
 from hesstheory.curvature import hessian
 from hesstheory.estimators import BlockSeparatedTrace, LayerwiseTrace
-from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, NotPiecewiseLinear, exact_traces, fitted
+from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, exact_traces, fitted
 from hesstheory.problem import Problem
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Estimator = Callable[..., Any]
 
 _PILOT = 16  # probes: with fewer, Student's factor for a joint statement on many layers costs more than it saves
 _FEW_BLOCKS = 16  # up to so many, separated probes are tried: every one of them costs a product per block
-_SMALL = 5000  # parameters up to which the dense diagonal blocks are a plan
+_SMALL = 10_000  # parameters up to which the dense diagonal blocks are a plan
 _MOST = 10**9  # probes that a plan may ask for
 
 
@@ -67,6 +67,9 @@ class Plan:
     def __str__(self) -> str:
         name = self.estimator.__name__ if self.is_exact else _named(self.estimator)
         error = "exact" if self.is_exact else f"within {100 * self.worst:.3g} %"
+        if math.isinf(self.worst):
+            unknown = [block for block, error in self.relative_error.items() if math.isinf(error)]
+            return f"{name}: the pilot cannot tell the trace of {', '.join(map(str, unknown))} from zero"
         return f"{name}: {error}, {self.gradients:,.3g} gradients, {self.seconds:,.3g} s, batches of {self.batch_size}"
 
 
@@ -106,39 +109,39 @@ def recommend(problem: Problem, relative_error: float, level: float, generator: 
     A pilot of 16 probes or more gives variances and times. The number of probes is that of Stein's two-stage rule
     (1945), which keeps the level for normal samples whatever their variance. Where the outputs are piecewise linear
     (claim G1) the plans are exact traces and logit probes, else parameter probes with and without the Gauss-Newton
-    traces; below 5000 parameters the dense blocks as well.
+    traces; below 10,000 parameters the dense blocks as well.
+    Where the pilot cannot tell a trace from zero, a plan says so and promises nothing.
     """
     _check_request(relative_error, level)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)): no global randomness")
     problem = fitted(problem)
     unit = min(_timed(_gradient, problem)[0] for _ in range(3))
-    plans: list[Plan] = []
-    if problem.num_params <= _SMALL:
-        seconds, reference = _timed(dense_traces, problem)
-        plans.append(_exact_plan(dense_traces, problem, reference, seconds, unit))
-    try:
-        seconds, reference = _timed(exact_traces, problem)
-    except NotPiecewiseLinear:
-        kinds: list[Any] = [ControlVariateTrace(), ControlVariateTrace(exact=False), LayerwiseTrace()]
+    plans, trials = list[Plan](), list[_Trial]()
+    exact = [dense_traces, exact_traces] if problem.num_params <= _SMALL else [exact_traces]
+    reference: pd.Series[float] | None = None
+    for estimator in exact:
+        with suppress(ValueError, TypeError, RuntimeError):  # not for this network, loss or dtype
+            seconds, reference = _timed(estimator, problem)
+            plans.append(Plan(estimator, 0, 0 * reference, seconds / unit, seconds, max(problem.batch_sizes)))
+    if plans and plans[-1].estimator is exact_traces:
+        trials.append(_tried(LogitProbeTrace(), problem, generator))
+    else:
+        kinds: list[Any] = [LayerwiseTrace(), ControlVariateTrace(), ControlVariateTrace(exact=False)]
         if len(problem.partition.blocks) <= _FEW_BLOCKS:
             kinds += [BlockSeparatedTrace(), ControlVariateTrace(separated=True)]
-        trials = [_tried(kind, problem, generator) for kind in kinds]
-        reference = reference if plans else _most_certain(trials)
-    else:
-        trials = [_tried(LogitProbeTrace(), problem, generator)]
-        plans.append(_exact_plan(exact_traces, problem, reference, seconds, unit))
-    plans += [_plan(problem, trial, reference, relative_error, level, unit) for trial in trials]
+        for kind in kinds:
+            with suppress(ValueError, TypeError) if trials else nullcontext():  # no Gauss-Newton matrix to subtract
+                trials.append(_tried(kind, problem, generator))
+    values, errors = (reference, 0 * reference) if reference is not None else _most_certain(trials)
+    surely = (values.abs() - _joint_quantile(level, len(values), _PILOT - 1) * errors).clip(lower=0)
+    plans += [_plan(problem, trial, surely, relative_error, level, unit) for trial in trials]
     return Recommendation(tuple(sorted(plans, key=lambda plan: (plan.worst > relative_error, plan.gradients))))
 
 
 def dense_traces(problem: Problem) -> pd.Series[float]:
     """Exact traces of any network from its dense diagonal blocks, a product for every parameter: for small ones."""
     return hessian(problem).trace_by_block()
-
-
-def _exact_plan(
-    estimator: Estimator, problem: Problem, reference: pd.Series[float], seconds: float, unit: float
-) -> Plan:
-    return Plan(estimator, 0, 0 * reference, seconds / unit, seconds, max(problem.batch_sizes))
 
 
 def _tried(estimator: Any, problem: Problem, generator: torch.Generator) -> _Trial:
@@ -152,22 +155,26 @@ def _tried(estimator: Any, problem: Problem, generator: torch.Generator) -> _Tri
         count *= 4
 
 
-def _most_certain(trials: Sequence[_Trial]) -> pd.Series[float]:
-    """For every block the mean of the pilot with the smallest spread."""
+def _most_certain(trials: Sequence[_Trial]) -> tuple[pd.Series[float], pd.Series[float]]:
+    """For every block the mean of the pilot with the smallest standard error, and that error."""
     import pandas as pd
 
-    spreads = pd.DataFrame({i: trial.samples.std() for i, trial in enumerate(trials)})
-    best = spreads.idxmin(axis=1)
-    return pd.Series({block: trials[best[block]].samples[block].mean() for block in spreads.index})
+    means = pd.DataFrame({i: trial.samples.mean() for i, trial in enumerate(trials)})
+    errors = pd.DataFrame({i: trial.samples.std() / math.sqrt(len(trial.samples)) for i, trial in enumerate(trials)})
+    best = errors.idxmin(axis=1)
+    return tuple(pd.Series({b: table.loc[b, best[b]] for b in table.index}) for table in (means, errors))  # type: ignore[return-value]
 
 
 def _plan(
-    problem: Problem, trial: _Trial, reference: pd.Series[float], relative_error: float, level: float, unit: float
+    problem: Problem, trial: _Trial, sizes: pd.Series[float], relative_error: float, level: float, unit: float
 ) -> Plan:
-    """Stein's two-stage rule: n = (t s / ε|tr|)² with the pilot's deviation s and its degrees of freedom."""
-    factor = _joint_quantile(level, len(reference), len(trial.samples) - 1)
+    """Stein's two-stage rule: n = (t s / ε|tr|)² with the pilot's deviation s and its degrees of freedom.
+
+    `sizes` are what the |tr| surely exceed; one of zero cannot be told from zero, and no number of probes is promised.
+    """
+    factor = _joint_quantile(level, len(sizes), len(trial.samples) - 1)
     deviation = trial.samples.std()
-    of_one = (factor * deviation / reference.abs()).where(deviation > 0, 0.0)
+    of_one = (factor * deviation / sizes).where(deviation > 0, 0.0)
     num_probes = math.ceil(min(max((float(of_one.max()) / relative_error) ** 2, 1), _MOST))
     seconds = trial.once + num_probes * trial.per_probe
     estimator = replace(trial.estimator, num_probes=num_probes)
@@ -229,10 +236,9 @@ def rank_layers(
     counts = {block: len(index) if by == "mean_trace" else 1 for block, index in problem.index.items()}
     sizes = pd.Series(counts)
     if estimator is None:
-        with suppress(NotPiecewiseLinear):
-            return _exact_ranking(exact_traces(problem) / sizes, problem, "exact_traces")
-        if problem.num_params <= _SMALL:
-            return _exact_ranking(dense_traces(problem) / sizes, problem, "dense_traces")
+        for exact in (exact_traces, dense_traces)[: 2 if problem.num_params <= _SMALL else 1]:
+            with suppress(ValueError, TypeError, RuntimeError):  # not for this network, loss or dtype
+                return _exact_ranking(exact(problem) / sizes, problem, exact.__name__)
     if generator is None:
         raise TypeError("the traces must be estimated: pass a torch.Generator")
     estimator = ControlVariateTrace(64) if estimator is None else estimator

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any
@@ -53,14 +53,14 @@ def loss_root(problem: Problem, outputs: Tensor, batch: Batch) -> Float[Tensor, 
     """
     H, scale = _loss_hessians(problem, outputs, batch)
     values, vectors = torch.linalg.eigh((H + H.mT).double() / 2)
-    rounding = 1e3 * H.shape[1] * torch.finfo(H.dtype).eps * scale
-    if float(values.min()) < -rounding:
+    rounding = 1e3 * H.shape[1] * torch.finfo(H.dtype).eps
+    if float(values.min()) < -rounding * scale:
         raise NotConvex(
             f"the loss is not convex in the outputs (curvature {float(values.min()):.3g}): the Gauss-Newton matrix "
             "is then no sum of squares; use hessian(problem) with an estimator"
         )
     root = vectors * values.clamp(min=0).sqrt()[:, None]
-    kept: Tensor = root[..., values.amax(0) > rounding].to(outputs.dtype)
+    kept: Tensor = root[..., values.amax(0) > rounding * values.abs().max()].to(outputs.dtype)
     return kept
 
 
@@ -120,7 +120,7 @@ class _Call:
     module: nn.Module
     inputs: Tensor
     version: int
-    edge: GradientEdge | None
+    edge: GradientEdge
     count: int = 1
 
 
@@ -157,7 +157,36 @@ class Linearised:
     outputs: Tensor
     edges: tuple[GradientEdge, ...]
     norms: tuple[Norms, ...]
+    ruled: tuple[tuple[str, ...], ...]  # by rule: the tensors that it covers
     others: tuple[str, ...]
+
+    def with_rules_for(self, trusted: frozenset[str]) -> Linearised:
+        """The same with the rules that cover trusted tensors alone."""
+        kept = [i for i, names in enumerate(self.ruled) if trusted.issuperset(names)]
+        dropped = [name for i, names in enumerate(self.ruled) if i not in kept for name in names]
+        return replace(
+            self,
+            edges=tuple(self.edges[i] for i in kept),
+            norms=tuple(self.norms[i] for i in kept),
+            ruled=tuple(self.ruled[i] for i in kept),
+            others=(*self.others, *dropped),
+        )
+
+    def wrong_in(self, row: int) -> set[str]:
+        """Tensors whose rule is wrong about one row of the outputs, beside an ordinary backward pass."""
+        alone = torch.zeros_like(self.outputs)
+        alone[row] = (
+            torch.arange(1, alone[row].numel() + 1, device=alone.device).to(alone).cos().reshape(alone[row].shape)
+        )
+        by_rule, plain = replace(self, others=()).squared_norms(alone), self.squared_norm_of_sum(alone)
+        wrong, bound = set(), torch.finfo(alone.dtype).eps ** 0.5
+        for name in (name for names in self.ruled for name in names):
+            expected = alone.new_zeros(len(alone))
+            expected[row] = plain[name].sum() if name in plain else 0.0
+            found = by_rule.get(name, torch.zeros_like(expected))
+            if found.shape != expected.shape or bool((found - expected).abs().max() > bound * expected.max()):
+                wrong.add(name)
+        return wrong
 
     def squared_norms(self, cotangent: Tensor) -> dict[str, Float[Tensor, " samples"]]:
         """‖J_nᵀ u_n‖² of every sample n and tensor, for cotangents u of the shape of the outputs."""
@@ -193,28 +222,51 @@ class Linearised:
         return found
 
 
-def linearised(problem: Problem, batch: Batch) -> Linearised:
-    """One forward pass; a tensor has a rule if one call of one module is its only use."""
+def linearised(problem: Problem, batch: Batch, trusted: frozenset[str] | None = None) -> Linearised:
+    """One forward pass; a tensor has a rule if one call of one module is its only use and the rule is `trusted`."""
+    line = _by_rules(problem, batch)
+    return line.with_rules_for(rules_that_hold(problem) if trusted is None else trusted)
+
+
+def rules_that_hold(problem: Problem) -> frozenset[str]:
+    """Tensors whose rule gives the squared gradients of single rows of the outputs, tried beside plain gradients.
+
+    A rule takes the rows of a module's input for those of the outputs and the module's output for W·x + b. A model that
+    folds, transposes, averages or broadcasts the batch, a hook, a patched `forward` or a weight used elsewhere breaks
+    that. The few samples that are tried come from the largest batch, or are all of it where the model takes no fewer.
+    """
+    largest = problem.with_batches([max(zip(problem.batch_sizes, problem.batches, strict=True), key=lambda b: b[0])[1]])
+    try:
+        few = largest.head(3)
+        line = _by_rules(few, few.batches[0])
+    except (RuntimeError, ValueError, IndexError):
+        line = _by_rules(largest, largest.batches[0])
+    rows = len(line.outputs)
+    wrong = {name for row in {rows // 2, rows - 1} for name in line.wrong_in(row)}
+    return frozenset(name for names in line.ruled for name in names if name not in wrong)
+
+
+def _by_rules(problem: Problem, batch: Batch) -> Linearised:
     with _recorded(problem.model) as calls:
         outputs = problem.outputs(batch)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"the model returns a {type(outputs).__name__}: wrap it so that it returns one tensor")
-    names = {id(p): name for name, p in problem.params.items()}
-    uses = _uses(outputs)
-    edges, rules, ruled = list[GradientEdge](), list[Norms](), set[str]()
+    names, uses = {id(p): name for name, p in problem.params.items()}, _uses(outputs)
+    edges, rules, ruled = list[GradientEdge](), list[Norms](), list[tuple[str, ...]]()
     for call in calls.values():
-        own = {attribute: names.get(id(p)) for attribute, p in call.module.named_parameters(recurse=False)}
+        own = {attribute: names.get(id(getattr(call.module, attribute, None))) for attribute in ("weight", "bias")}
         wanted = {attribute: name for attribute, name in own.items() if name is not None}
         once = all(uses.get(id(problem.params[name]), 0) == 1 for name in wanted.values())
-        if not wanted or not once or call.count > 1 or call.inputs._version != call.version or call.edge is None:
+        if not wanted or not once or call.count > 1 or call.inputs._version != call.version:
             continue
         if (norms := _RULES[type(call.module)](call.module, call.inputs, wanted)) is None:
             continue
         edges.append(call.edge)
         rules.append(norms)
-        ruled |= set(wanted.values())
-    reached = [name for name, p in problem.params.items() if uses.get(id(p), 0) and name not in ruled]
-    return Linearised(problem, outputs, tuple(edges), tuple(rules), tuple(reached))
+        ruled.append(tuple(wanted.values()))
+    covered = {name for some in ruled for name in some}
+    reached = [name for name, p in problem.params.items() if uses.get(id(p), 0) and name not in covered]
+    return Linearised(problem, outputs, tuple(edges), tuple(rules), tuple(ruled), tuple(reached))
 
 
 def _uses(outputs: Tensor) -> dict[int, int]:
@@ -369,7 +421,7 @@ class NotPiecewiseLinear(ValueError):
 
 _LINEAR = frozenset(
     """AccumulateGrad Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose Squeeze
-    Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind Clone ToCopy CopySlices Alias
+    Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind Clone ToCopy Alias
     AsStrided Diagonal AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd
     Roll Flip Repeat Unfold Im2Col Col2Im Embedding UpsampleNearest2D UpsampleBilinear2D PixelShuffle MaskedFill
     ReflectionPad2D ReplicationPad2D Movedim Swapaxes Detach""".split()  # noqa: SIM905
@@ -401,6 +453,8 @@ def _obstacle(outputs: Tensor) -> tuple[Any, str] | None:
             continue
         union = reduce(or_, operands, 0)
         depends[node] = union
+        if union and hasattr(type(node), "_forward_cls"):
+            return node, f"{name} is a torch.autograd.Function of your own, of which nothing is known"
         if not union or name in _LINEAR or name in _PIECEWISE:
             continue
         if name == "Div" and len(operands) > 1 and not operands[1]:
@@ -482,13 +536,15 @@ def _owners(model: nn.Module) -> Iterator[dict[Any, str]]:
 
 
 def _spot_check(problem: Problem) -> None:
-    """R_ii = 0 for the first sample alone, beside the other entries of its row, at three parameters of a small network
+    """R_ii = 0 beside the other entries of its row for the first few samples, at three parameters of a small network
     and at one of a large one, whose products cost a gradient each: what the graph does not show may show here."""
-    one = problem.head(1)
     params, spans = list(problem.params.values()), list(problem.offsets.values())
-    (_, push), *_ = residual(one).pushes()
+    try:
+        (_, push), *_ = residual(problem.head(3)).pushes()
+    except (RuntimeError, IndexError):  # a model for whole batches alone
+        (_, push), *_ = residual(problem).pushes()
     P = problem.num_params
-    for i in sorted({P // 4, P // 2, P - 1} if P < _LARGE else {P // 2}):
+    for i in sorted({P // 4, P // 2, 3 * P // 4} if P < _LARGE else {P // 2}):
         j = next(j for j, (_, stop) in enumerate(spans) if i < stop)
         tangents: list[Tensor | None] = [None] * len(params)
         unit = tangents[j] = torch.zeros_like(params[j])[None]
@@ -499,7 +555,7 @@ def _spot_check(problem: Problem) -> None:
             if abs(entry) > torch.finfo(problem.dtype).eps ** 0.5 * float(row.abs().max()):
                 raise NotPiecewiseLinear(
                     f"tr H and tr G differ although the graph looks piecewise linear: H_ii − G_ii = {entry:.3g} at "
-                    f"parameter {i} of the first sample; pass target='ggn'"
+                    f"parameter {i} for the first samples; pass target='ggn'"
                 )
 
 
@@ -516,8 +572,9 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     if target not in ("hessian", "ggn"):
         raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
     problem, of_tensor = fitted(problem), dict.fromkeys(problem.params, 0.0)
+    trusted = rules_that_hold(problem)
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
-        line = linearised(problem, batch)
+        line = linearised(problem, batch, trusted)
         if target == "hessian":
             _check_piecewise_linear(problem, batch, line.outputs)
         for column in loss_root(problem, line.outputs, batch).unbind(2):
@@ -533,13 +590,23 @@ def fitted(problem: Problem) -> Problem:
 
     Raises MemoryError, with the bytes, where a single sample is too large.
     """
-    values = [graph_values(few.outputs(few.batches[0])) for few in map(problem.head, (1, 2))]
+    if not isinstance(problem, Problem):
+        raise TypeError(f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)")
+    largest = problem.with_batches([max(zip(problem.batch_sizes, problem.batches, strict=True), key=lambda b: b[0])[1]])
+    try:
+        few = [head.outputs(head.batches[0]) for head in map(largest.head, (1, 2))]
+    except (RuntimeError, ValueError, IndexError):  # a model for whole batches alone cannot be cut
+        return problem
+    if not all(isinstance(outputs, Tensor) for outputs in few) or few[0].numel() == few[1].numel():
+        return problem
     # A second sample adds its own values; what stays are the parameters, which lie there already.
-    of_sample = _KEPT * max(values[1] - values[0], 1) * torch.finfo(problem.dtype).bits // 8
+    of_graph = _KEPT * max(graph_values(few[1]) - graph_values(few[0]), 1) * torch.finfo(problem.dtype).bits // 8
+    of_loss = 8 * _KEPT * (few[0].numel() * few[0][0].numel())  # the loss Hessian in the outputs, and its root
+    of_sample = of_graph + of_loss
     budget = free_memory(problem.device) // 2
     if of_sample > budget:
         raise MemoryError(
-            f"the graph of a single sample takes about {of_sample:,} bytes and {budget:,} may be used: free memory, or "
+            f"a single sample takes about {of_sample:,} bytes and {budget:,} may be used: free memory, or "
             "use smaller inputs or a smaller dtype"
         )
     size = budget // of_sample
@@ -572,10 +639,13 @@ class LogitProbeTrace:
         """Estimates with ε drawn from the generator, for every sample of its own."""
         import pandas as pd
 
+        if not isinstance(generator, torch.Generator):
+            raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)): no global randomness")
         problem, names = fitted(problem), list(problem.params)
+        trusted = rules_that_hold(problem) if self.per_sample else frozenset[str]()
         of_tensor = torch.zeros(self.num_probes, len(names), dtype=torch.float64)
         for weight, batch in zip(problem.weights, problem.batches, strict=True):
-            line = linearised(problem, batch)
+            line = linearised(problem, batch, trusted)
             S = loss_root(problem, line.outputs, batch)
             for k in range(self.num_probes if S.shape[2] else 0):
                 signs = self.probe.sample(S.shape[2], len(S), generator).mT.to(S)

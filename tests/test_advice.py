@@ -189,3 +189,28 @@ def test_bad_requests_to_rank_are_refused(generator):
         rank_layers(problem, estimator=LayerwiseTrace(4))
     with pytest.raises(ValueError, match="at least two"):
         rank_layers(problem, generator=generator, estimator=LayerwiseTrace(1))
+
+
+def test_a_trace_that_the_pilot_cannot_tell_from_zero_is_promised_nothing(generator):
+    samples = pd.DataFrame({"a": [1.0, -1.0, 2.0, -1.5], "b": [5.0, 5.1, 5.0, 4.9]})
+    trial = advice._Trial(LayerwiseTrace(), samples, once=0.0, per_probe=1.0)
+    plan = advice._plan(problem_of("tiny_mlp", generator), trial, pd.Series({"a": 0.0, "b": 4.0}), 0.1, 0.9, 1.0)
+    assert plan.worst == math.inf
+    assert plan.num_probes == advice._MOST
+    assert str(plan).endswith("the pilot cannot tell the trace of a from zero")
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda f, y: -F.cross_entropy(f, y),
+        lambda f, y: F.cross_entropy(f, y, torch.linspace(1, 2, 3, dtype=torch.float32), reduction="none").mean(),
+    ],
+    ids=["not convex", "weights of another dtype"],
+)
+def test_losses_that_some_estimators_refuse(loss, generator):
+    dtype = torch.float32
+    problem = zoo.problem("tiny_relu", generator, num_samples=6, dtype=dtype)
+    problem = Problem(problem.model, lambda f, y: loss(F.pad(f, (0, 3 - f.shape[1])), y), problem.batches)
+    assert recommend(problem, 0.5, 0.9, generator).plans
+    assert len(rank_layers(problem, generator=generator, estimator=LayerwiseTrace(8)).table) == 2

@@ -530,7 +530,9 @@ def test_expectations_of_unknown_peers_are_refused(text, tmp_path):
         scoreboard(names=[], xfails=path)
 
 
-@pytest.mark.parametrize("estimator", [ControlVariateTrace(), HutchPP(rank=3), XTrace()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "estimator", [ControlVariateTrace(), HutchPP(rank=3), XTrace()], ids=lambda e: type(e).__name__
+)
 def test_estimators_that_do_more_than_average_forms_are_right(estimator):
     results = check_estimator(estimator, "smoke", checks=["check_answers_are_legal", "check_unbiased", "check_layouts"])
     assert {result.status for result in results} <= {"passed", "skipped"}, results

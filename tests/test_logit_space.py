@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import hesstheory.logit_space
 from hesstheory import (
@@ -211,7 +212,6 @@ def test_a_softmax_that_is_sure_of_every_sample_is_still_convex(dtype, margin, g
         S = loss_root(problem, problem.outputs(problem.batches[0]), problem.batches[0]).double()
         p = logits.to(dtype).double().softmax(1)
         expected = (torch.diag_embed(p) - p[:, :, None] * p[:, None]) / 4
-        assert S.shape[2] == 2
         assert (S @ S.mT - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
@@ -306,3 +306,130 @@ def test_outputs_of_one_number_need_no_second_axis(loss, generator):
     problem = Problem(model, loss, [data])
     assert problem.outputs(data).shape == (7,)
     close(exact_traces(problem), hessian(problem).trace_by_block())
+
+
+# --- rules that do not hold -------------------------------------------------------------------------------------------
+
+
+class Shaped(nn.Module):
+    """Three linear layers around what a function does to the batch."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(4, 4)
+        self.of = forward
+
+    def forward(self, x):
+        return self.of(self, x)
+
+
+def _doubled(m, x):
+    handle = m.a.register_forward_hook(lambda module, args, output: 2 * output)
+    try:
+        return m.b(m.a(x).mean(1).relu())
+    finally:
+        handle.remove()
+
+
+def _unused_call(m, x):
+    m.a(x)
+    return m.b(F.linear(x, m.a.weight, m.a.bias).relu().mean(1))
+
+
+SHAPES = {
+    "folded": lambda m, x: m.b(m.a(x.reshape(-1, 5)).relu()).reshape(len(x), -1, 3).mean(1),
+    "time first": lambda m, x: m.b(m.a(x.transpose(0, 1)).relu()).mean(0),
+    "samples coupled": lambda m, x: m.b((lambda h: h - 0.5 * h.mean(0))(m.a(x).mean(1)).relu()),
+    "one row for all": lambda m, x: m.b(m.a(x).mean(1).relu() + m.c(torch.ones(1, 4)).relu()),
+    "rows of another axis": lambda m, x: m.b(m.a(x).relu().mean(1) + m.c(torch.eye(6, 4)).mean(0)),
+    "hook": _doubled,
+    "output not used": _unused_call,
+    "weight scaled": lambda m, x: m.b(torch.func.functional_call(m.a, {"weight": 3 * m.a.weight}, (x,)).relu().mean(1)),
+}
+
+
+@pytest.mark.parametrize("samples", [1, 4, 6])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_model_does_to_the_batch_changes_no_number(shape, samples, generator, recwarn):
+    with torch.device("meta"):
+        model = Shaped(SHAPES[shape])
+    model = model.to_empty(device="cpu").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    data = torch.randn(samples, 6, 5, generator=generator), torch.randint(3, (samples,), generator=generator)
+    problem = Problem(model, F.cross_entropy, [data])
+    expected = ggn(problem).trace_by_block()
+    close(exact_traces(problem, "ggn"), expected)
+    runs = LogitProbeTrace(400)(problem, generator)
+    assert ((runs.value - expected).abs() <= 6 * runs.stderr + 1e-12).all()
+
+
+def test_outputs_that_are_rows_of_tokens(generator):
+    """A language model that returns tokens × vocabulary, with positions and a pruned head."""
+    with torch.device("meta"):
+        model = nn.ModuleDict({"tok": nn.Embedding(7, 4), "pos": nn.Embedding(5, 4), "head": nn.Linear(4, 7)})
+    model = model.to_empty(device="cpu").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    prune.l1_unstructured(model["head"], "weight", 0.5)
+    model.forward = lambda x: model["head"](model["tok"](x) + model["pos"](torch.arange(5))).reshape(-1, 7)
+    tokens = torch.randint(7, (4, 5), generator=generator)
+    problem = Problem(model, lambda f, y: F.cross_entropy(f, y.flatten()), [(tokens, tokens.roll(1, 1))])
+    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+
+
+def test_a_curvature_that_explodes_elsewhere_is_measured_here(generator):
+    """Charbonnier's loss √(r² + 10⁻¹⁰) has a curvature of 10⁵ at residuals of zero."""
+    model = nn.Linear(5, 1, device="meta").to_empty(device="cpu").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    data = torch.randn(6, 5, generator=generator), torch.zeros(6, 1)
+    problem = Problem(model, lambda f, y: ((f - y).square() + 1e-10).sqrt().mean(), [data])
+    found, expected = exact_traces(problem), hessian(problem).trace_by_block()
+    assert (found - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+class Hidden(torch.autograd.Function):
+    """Piecewise linear by its name alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, slope):
+        (x,) = ctx.saved_tensors
+        return 3 * x**2 * slope
+
+
+Hidden.__name__ = Hidden.__qualname__ = "Abs"
+
+
+def _in_place_on_a_part(h):
+    h = h.clone()
+    h[:, 0].exp_()
+    return h
+
+
+@pytest.mark.filterwarnings("ignore:the loss does not reach")
+@pytest.mark.parametrize(("bend", "reason"), [(Hidden.apply, "of your own"), (_in_place_on_a_part, "CopySlices")])
+def test_a_bend_under_another_name_is_refused(bend, reason, generator):
+    with torch.device("meta"):
+        model = Shaped(lambda m, x: m.b(bend(m.a(x)).relu()))
+    model = model.to_empty(device="cpu").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    data = torch.randn(6, 5, generator=generator), torch.randint(3, (6,), generator=generator)
+    with pytest.raises(NotPiecewiseLinear, match=reason):
+        exact_traces(Problem(model, F.cross_entropy, [data]))
+
+
+@pytest.mark.parametrize("measure", [exact_traces, lambda model: LogitProbeTrace(2)(model, torch.Generator())])
+def test_a_model_is_no_problem(measure):
+    with pytest.raises(TypeError, match="pass a Problem, not a ReLU"):
+        measure(nn.ReLU())
