@@ -56,15 +56,23 @@ def _curve(ax: Axes, curve: pd.DataFrame, look: Mapping[str, Any]) -> None:
     ax.plot(curve["work"], curve["error"], markevery=marked, **look)
 
 
+def _variant(way: str) -> dict[str, Any]:
+    """How a variant differs from its family: hollow, and dotted where it probes one layer at a time."""
+    if "," not in way:
+        return {}
+    return (
+        {"markerfacecolor": "white", "linestyle": ":", "marker": "D"}
+        if "separated" in way
+        else {"markerfacecolor": "white", "linestyle": "-."}
+    )
+
+
 def _looks(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """Ours in colours, a variant (named after a comma) hollow in that of its parent; others dashed in grey."""
     kinds = dict(zip(frame["way"], frame["kind"], strict=True))
     ours = [way for way, kind in kinds.items() if kind == "ours"]
     families = figures._looks(figures._names(way.partition(",")[0] for way in ours))
-    looks = {
-        way: {**families[way.partition(",")[0]], **({"markerfacecolor": "white", "ls": "-."} if "," in way else {})}
-        for way in ours
-    }
+    looks = {way: {**families[way.partition(",")[0]], **_variant(way)} for way in ours}
     looks |= {
         way: {"color": "black", "marker": "*", "markersize": 11, "linestyle": "none"}
         for way, kind in kinds.items()
