@@ -87,6 +87,10 @@ class _Counted(Curvature):
         self.meter.count += Z.shape[1]
         return super().quadratic_forms(Z)
 
+    def separated_forms(self, Z: Tensor) -> Tensor:
+        self.meter.count += Z.shape[1] * len(self.problem.index)
+        return super().separated_forms(Z)
+
 
 @claim(
     "T6",

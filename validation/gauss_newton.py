@@ -18,7 +18,7 @@ from hesstheory.claims import TRAINED_STEPS, Case, Context, claim
 from hesstheory.curvature import ggn, hessian
 from hesstheory.evidence import Check, exact, holds, symbolic
 from hesstheory.execution import stream
-from hesstheory.logit_space import NotPiecewiseLinear, exact_traces
+from hesstheory.logit_space import NotPiecewiseLinear, exact_traces, rules_that_hold
 from hesstheory.problem import Partition, Problem
 from hesstheory.zoo.initial import blank
 from validation.unbiasedness import roundings
@@ -464,8 +464,8 @@ def traces_from_the_outputs(traces: Any, context: Context) -> Iterator[Check]:
     of_losses, of_ggn = with_other_losses(context.case("tiny_relu")), partial(traces, target="ggn")
     for loss, case in of_losses.items():
         columns = 2 if loss == "cross-entropy" else 3
-        name = f"{case}: one backward pass for each of {columns} columns and 2 batches"
-        yield exact(name, passes(case.problem, of_ggn), 2 * columns)
+        name = f"{case}: one backward pass for each of {columns} columns and 2 batches, after the trial of the rules"
+        yield exact(name, passes(case.problem, of_ggn), passes(case.problem, rules_that_hold) + 2 * columns)
     for case in [*of_losses.values(), *context.cases()]:
         yield exact(
             f"{case}: tr G_ll of the dense matrix",

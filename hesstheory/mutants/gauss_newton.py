@@ -19,6 +19,7 @@ from hesstheory.logit_space import (
     exact_traces,
     linearised,
     loss_root,
+    rules_that_hold,
 )
 from hesstheory.problem import Batch, Problem
 
@@ -102,9 +103,9 @@ def _of_columns(
     """Sums the squares that every column of a root gives, by block."""
     import pandas as pd
 
-    of_tensor = dict.fromkeys(problem.params, 0.0)
+    of_tensor, trusted = dict.fromkeys(problem.params, 0.0), rules_that_hold(problem)
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
-        line = linearised(problem, batch)
+        line = linearised(problem, batch, trusted)
         for column in root(loss_root(problem, line.outputs, batch)).unbind(2):
             for name, found in squares(line, column.reshape(line.outputs.shape)).items():
                 of_tensor[name] += weight * float(found.sum())
@@ -209,10 +210,10 @@ class WrongLogitProbes:
     def __call__(self, problem: Problem, generator: torch.Generator) -> Estimate:
         import pandas as pd
 
-        names = list(problem.params)
+        names, trusted = list(problem.params), rules_that_hold(problem) if self.per_sample else frozenset[str]()
         of_tensor = torch.zeros(self.num_probes, len(names), dtype=torch.float64)
         for weight, batch in zip(self.weights(problem), problem.batches, strict=True):
-            line = linearised(problem, batch)
+            line = linearised(problem, batch, trusted)
             S = loss_root(problem, line.outputs, batch)
             for k in range(self.num_probes):
                 signs = self.spoilt_signs(self.probe.sample(S.shape[2], len(S), generator).mT)
