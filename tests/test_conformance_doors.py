@@ -200,8 +200,9 @@ def test_code_that_swallows_everything_is_stopped_when_isolated(mine):
 @pytest.mark.parametrize(("signalled", "options"), [(os.killpg, []), (os.kill, ["--isolate"])], ids=["group", "one"])
 def test_ctrl_c_is_one_line(signalled, options, mine, tmp_path):
     command = [sys.executable, "-m", "hesstheory", "check", "mine.py:sleeps", *options]
+    # A job in the background of a script ignores interrupts, and so would its children.
     run = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-                           cwd=tmp_path)  # fmt: skip
+                           cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # fmt: skip
     until = time.monotonic() + 60
     while time.monotonic() < until and not (tmp_path / "started").exists():
         time.sleep(0.1)

@@ -24,6 +24,7 @@ SUBJECTS = {
     "T10": ("Total variance on one mini-batch", "HOLDS", r"\frac{S_t^2}{b}\left(1-\frac{b}{n}\right)"),
     "T12": ("Five to ten probes are right everywhere", "REFUTED", ""),
     "T13": ("Best number of probes at a fixed budget", "HOLDS", r"\sqrt{\frac{c_0}{c_1} K^*}"),
+    "G8": ("Probes on the residual alone", "HOLDS", r"\operatorname{tr} H_{ll} = \operatorname{tr} G_{ll} + R_{ll}"),
     "suite.power": ("The statistical checks have the power that they state", "HOLDS", ""),
 }
 
@@ -282,14 +283,14 @@ def change(records: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("what", "state", "said"),
     [
-        ("nothing", "green", "Green: 8 of 8 verdicts are as expected"),
+        ("nothing", "green", "Green: 9 of 9 verdicts are as expected"),
         ("verdict", "red", "T1: REFUTED where HOLDS was expected."),
         ("stale", "red", "T1: STALE where HOLDS was expected."),
         ("inconclusive", "red", "T1: INCONCLUSIVE where HOLDS was expected."),
         ("unknown verdict", "red", "T1: PROBABLY where HOLDS was expected."),
         ("survivor", "red", "Said to hold although a mutant survived: T1."),
         ("failed check", "red", "Said to hold although a check failed: T1."),
-        ("lost check", "red", "The run counted 17 checks, but 16 are recorded."),
+        ("lost check", "red", "The run counted 19 checks, but 18 are recorded."),
         ("announced", "red", "Announced but without a verdict: T99."),
         ("not passed", "red", "The end record says that the run did not pass."),
         ("other end", "red", "The end record belongs to another run, another."),
