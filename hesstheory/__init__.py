@@ -27,13 +27,16 @@ _ROOMS = {
         "XTrace",
     ),
     "advice": ("Plan", "Ranking", "Recommendation", "rank_layers", "recommend"),
+    "dual": ("DualGram", "dual_gram"),
     "logit_space": ("ControlVariateTrace", "LogitProbeTrace", "NotConvex", "NotPiecewiseLinear", "exact_traces"),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
     "conformance": ("CheckResult", "check_estimator"),
     "pytest_plugin": ("parametrize_with_checks",),
 }
-_MODULES = (*_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "mutants", "report", "theory", "zoo")
+_MODULES = (
+    *_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "harness", "mutants", "report", "theory", "zoo",
+)  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
 __all__ = sorted([*_HOME, *_MODULES])
@@ -46,11 +49,13 @@ if TYPE_CHECKING:
         conformance,
         convolution,
         curvature,
+        dual,
         estimators,
         evidence,
         execution,
         figures,
         frontier,
+        harness,
         logit_space,
         mutants,
         problem,
@@ -63,6 +68,7 @@ if TYPE_CHECKING:
     from hesstheory.claims import Ledger, claim, validate
     from hesstheory.conformance import CheckResult, check_estimator
     from hesstheory.curvature import Curvature, ggn, hessian, per_sample_hessians, residual, unrolled_hessian
+    from hesstheory.dual import DualGram, dual_gram
     from hesstheory.estimators import (
         BlockSeparatedTrace,
         Estimate,

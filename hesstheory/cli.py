@@ -439,6 +439,79 @@ def bench(
     console.print(f"{json_file}" + (f", {out / 'figures' / 'frontier.png'}" if rows else ""), markup=False)
 
 
+@app.command()
+def harness(
+    model: Annotated[str, typer.Option(help="resnet18, resnet34 or vgg11.")] = "resnet18",
+    data: Annotated[str, typer.Option(help="digits, cifar10 or cifar100.")] = "digits",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[int, typer.Option(help="Images in the batch that is measured.")] = 16,
+    probes: Annotated[int, typer.Option(help="Probes K of the one-product estimate.")] = 10,
+    dtype: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    steps: Annotated[int, typer.Option(help="Training steps before the measurement; 0: untrained.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("harness"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")] = False,
+    activation: Annotated[str, typer.Option(help="relu, silu or gelu; smooth ones are measured on G.")] = "relu",
+    width: Annotated[int, typer.Option(help="Channels of the first stage; 64 is the full network.")] = 64,
+    classes: Annotated[int | None, typer.Option(help="Outputs of the network; as many as the data by default.")] = None,
+    label_noise: Annotated[float, typer.Option(help="Fraction of wrong labels.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of all random streams.")] = 0,
+    parallel: Annotated[str, typer.Option(help="Under torchrun, what processes share: data or probes.")] = "data",
+    root: Annotated[Path | None, typer.Option(help="Folder of the CIFAR files.")] = None,
+    patience: Annotated[float, typer.Option(help="Seconds that a process waits for the others.")] = 300.0,
+) -> None:
+    """Measures ResNet-18/34 or VGG-11 beside their exact traces; writes DIR/harness.json, a table, a figure, a page."""
+    import torch
+    from rich.console import Console
+
+    from hesstheory import harness as room
+    from hesstheory.execution import LostRank
+    from hesstheory.harness import show
+
+    progress, first = Console(stderr=True), os.environ.get("RANK", "0") == "0"
+    say = partial(progress.print, markup=False, highlight=False, soft_wrap=True)
+    _check_writable("--out", out / "*", makes_folders=True)
+    try:
+        settings = room.Settings(
+            model=model, data=data, device=device, batch=batch, probes=probes, dtype=dtype, steps=steps, seed=seed,
+            width=width, classes=classes, activation=activation, label_noise=label_noise, parallel=parallel,
+            root=None if root is None else str(root),
+        )  # fmt: skip
+        command = shlex.join(["hesstheory", *sys.argv[1:]])
+        report = room.run(settings, out, resume=resume, command=command, say=say, patience=patience)
+        if first:
+            show.write(report, out)
+    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError, LostRank) as error:
+        _misuse(f"{error}".partition("\n")[0] if isinstance(error, torch.OutOfMemoryError) else str(error))
+    except KeyboardInterrupt:
+        typer.echo(f"hesstheory: interrupted; --resume goes on from what is in {out}", err=True)
+        raise typer.Exit(130) from None
+    if first:
+        console = Console()
+        for line in show.lines(report):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{out / 'index.html'}, {out / 'harness.json'}", markup=False)
+        console.print(show.conclusion(report), markup=False)
+    raise typer.Exit(0 if report["passed"] else 1)
+
+
+@app.command()
+def doctor() -> None:
+    """Says what this machine has, what PyTorch may round, and whether a known trace comes out: about a second."""
+    from rich.console import Console
+
+    from hesstheory.harness import doctor as room
+
+    console, facts = Console(), room.facts()
+    for name, value in facts.items():
+        console.print(f"{name:<26} {value}", markup=False, highlight=False, soft_wrap=True)
+    checks = list(room.checks())
+    for name, held, detail in checks:
+        console.print(
+            f"{'passed' if held else 'FAILED':<26} {name}: {detail}", markup=False, highlight=False, soft_wrap=True
+        )
+    raise typer.Exit(0 if all(held for _, held, _ in checks) else 1)
+
+
 def _print_costs(console: Any, found: dict[str, Any]) -> None:
     """One row per way; of the dense Hessian, time and memory."""
     from rich.table import Table

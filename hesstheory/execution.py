@@ -1,4 +1,4 @@
-"""Where does it run: provenance of a run, its random streams, worker processes and files that survive a kill."""
+"""Where does it run: device, processes, random streams, provenance, and files that survive a kill."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -62,6 +67,183 @@ def scatter(function: Callable[[_Task], _Result], tasks: Sequence[_Task], worker
 
     run = Parallel(n_jobs=min(workers, len(tasks)), return_as="generator_unordered", batch_size=1, pre_dispatch="all")
     yield from run(delayed(_single_threaded)(function, task) for task in tasks)
+
+
+# --- one process of many ----------------------------------------------------------------------------------------------
+
+PATIENCE = 300.0  # seconds that a process waits for the others
+
+
+class LostRank(RuntimeError):
+    """Another process of the run failed, ended or gave no sign of life."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, of which this is number `rank` of `count`; alone, nothing is communicated."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks."""
+        return self.rank == 0
+
+    def share(self, number: int) -> range:
+        """This process's part of so many samples or probes: consecutive, sizes that differ by one at most."""
+        return range(number * self.rank // self.count, number * (self.rank + 1) // self.count)
+
+    def total(self, part: Tensor) -> Tensor:
+        """Sum over the processes, the same in all of them."""
+        if self.count == 1:
+            return part
+        whole = part.detach().clone().contiguous()
+        with _waiting():
+            torch.distributed.all_reduce(whole)
+        return whole
+
+    def from_first(self, value: _Result) -> _Result:
+        """What the first process holds."""
+        if self.count == 1:
+            return value
+        box = [value]
+        with _waiting():
+            torch.distributed.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def copy_from_first(self, tensors: Iterator[Tensor]) -> None:
+        """Overwrites tensors by those of the first process."""
+        if self.count > 1:
+            with torch.no_grad(), _waiting():
+                for tensor in tensors:
+                    torch.distributed.broadcast(tensor, src=0)
+
+    def agreed(self, work: Callable[[], _Result]) -> _Result:
+        """What `work`, which communicates nothing, returns; where it fails in one process it raises in all.
+
+        Raises the process's own error, or `LostRank` with the error of another one.
+        """
+        if self.count == 1:
+            return work()
+        error, result = None, None
+        try:
+            result = work()
+        except Exception as raised:
+            error = raised
+        notes: list[str | None] = [None] * self.count
+        with _waiting():
+            torch.distributed.all_gather_object(notes, error and f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, note in enumerate(notes):
+            if note is not None:
+                raise LostRank(f"process {rank} of {self.count} failed: {note}")
+        return result  # type: ignore[return-value]
+
+
+@contextmanager
+def ranks(device: torch.device, patience: float = PATIENCE) -> Iterator[Ranks]:
+    """The processes that `torchrun` started, over nccl for CUDA and gloo else; one where it was not used."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks()
+        return
+    if not torch.distributed.is_available():
+        raise ValueError("this PyTorch has no torch.distributed: run one process, without torchrun")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=timedelta(seconds=patience))
+    try:
+        yield Ranks(torch.distributed.get_rank(), count)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _waiting() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise LostRank(
+            f"another process ended or gave no answer in time ({reason}): look for its error above; --resume goes on "
+            "from what was measured"
+        ) from error
+
+
+# --- device -----------------------------------------------------------------------------------------------------------
+
+
+def device_named(name: str) -> torch.device:
+    """`cpu`, `cuda`, or `auto` for CUDA where there is one; with several processes one CUDA device for each.
+
+    Raises ValueError where there is none.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device is {name!r}: pass auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"no CUDA device is available to PyTorch {torch.__version__}: pass --device cpu, or install a CUDA build"
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if local >= torch.cuda.device_count():
+        raise ValueError(f"process {local} has no CUDA device of its own, there are {torch.cuda.device_count()}")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """TF32 and its like off, as certified numbers need; given back afterwards."""
+    before = precision_switches()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = bool(before["TF32 in matrix products"])
+        torch.backends.cudnn.allow_tf32 = bool(before["TF32 in convolutions"])
+
+
+def precision_switches() -> dict[str, bool | str]:
+    """What PyTorch is allowed to round, and whether it promises to repeat itself."""
+    return {
+        "TF32 in matrix products": torch.backends.cuda.matmul.allow_tf32,
+        "TF32 in convolutions": torch.backends.cudnn.allow_tf32,
+        "float32 matrix products": torch.get_float32_matmul_precision(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "cuDNN benchmark": torch.backends.cudnn.benchmark,
+        "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+    }
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, by events on a CUDA device."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+    event: Callable[..., Any] = torch.cuda.Event
+    before, after = event(enable_timing=True), event(enable_timing=True)
+    before.record()
+    work()
+    after.record()
+    torch.cuda.synchronize(device)
+    return float(before.elapsed_time(after)) / 1000
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at most: allocated on a CUDA device, else resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
 
 
 def _single_threaded(function: Callable[[_Task], _Result], task: _Task) -> _Result:

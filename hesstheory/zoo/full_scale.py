@@ -6,6 +6,7 @@ zero. A smaller `width` gives the same network with fewer channels.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -108,6 +109,36 @@ class VGG(nn.Sequential):
         )
 
 
+# --- two exits --------------------------------------------------------------------------------------------------------
+
+
+class TwoExits(nn.Module):
+    """A copy of a network of this module with an earlier second exit: the mean of the logits at both.
+
+    The exits lie before and after the last block (of VGG, the last convolution), where the channels are as many. One
+    classifier serves both if `tied`, which makes its two uses two instances of one tensor; else each has a copy.
+    """
+
+    def __init__(self, model: nn.Module, *, tied: bool) -> None:
+        super().__init__()
+        model = copy.deepcopy(model)
+        *stem, (name, final) = [(n, m) for n, m in model.named_children() if n not in ("avgpool", "flatten", *_HEADS)]
+        assert isinstance(final, nn.Sequential)
+        first, last = (final[:-4], final[-4:]) if name == "features" else (final[:-1], final[-1:])
+        self.stem = nn.Sequential(OrderedDict([*stem, ("first", first)]))
+        self.last = last
+        head = next(getattr(model, n) for n in _HEADS if hasattr(model, n))
+        self.head1 = head
+        self.head2 = head if tied else copy.deepcopy(head)
+
+    def forward(self, x: Float[Tensor, "samples in height width"]) -> Float[Tensor, "samples classes"]:
+        early = self.stem(x)
+        logits: Tensor = (self.head1(early.mean((2, 3))) + self.head2(self.last(early).mean((2, 3)))) / 2
+        return logits
+
+
+_HEADS = ("fc", "classifier")
+
 # --- drawn from a generator -------------------------------------------------------------------------------------------
 
 
@@ -169,8 +200,8 @@ def full_scale_problem(
     """
     if name not in FULL_SCALE:
         raise KeyError(f"no full-scale network {name!r}; the networks are {', '.join(FULL_SCALE)}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: pass one or more")
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}: pass a whole number of at least 1")
     if (largest := int(data.targets.max())) >= num_classes:
         raise ValueError(f"the targets go up to {largest}: pass num_classes={largest + 1} or more, not {num_classes}")
     batches = list(zip(torch.split(data.inputs, batch_size), torch.split(data.targets, batch_size), strict=True))

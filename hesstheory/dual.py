@@ -1,0 +1,236 @@
+"""What does the whole of G look like at full scale? G_lm = B_lᵀB_m, so that its Gram matrices M_l = B_l B_lᵀ tell all.
+
+B_l has a row S_ncᵀJ_nl for every column c of the root of every sample's loss Hessian (claim G6): N(C−1) rows however
+many parameters there are. From M_l alone come traces, Frobenius norms of all blocks and their spectra; from the rows,
+what any probe gives, without a Hessian product. Where H_ll and G_ll differ, all of it is about G.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from hesstheory.curvature import free_memory
+from hesstheory.logit_space import loss_root
+from hesstheory.problem import Problem, differentiating
+from hesstheory.theory import ggn_squared_norm
+
+_GRAM_COLUMNS = 2**13  # parameters whose products are added up in the dtype of the model before they go to float64
+
+
+@dataclass(frozen=True)
+class DualGram:
+    """The dual Gram matrices of all blocks, and what else the rows B_l gave while they were there.
+
+    `grams` are M_l in float64, `projections` B_l z_l for the probes asked for, `diagonal_norms2` ‖diag G_ll‖²;
+    `sample_of_row` says which sample a row belongs to, numbered through the batches; a row of M_l carries 1/N.
+    """
+
+    blocks: tuple[str, ...]
+    grams: Float[Tensor, "blocks rows rows"]
+    projections: Float[Tensor, "blocks rows probes"]
+    diagonal_norms2: Float[Tensor, " blocks"]
+    sample_of_row: tuple[int, ...]
+
+    @property
+    def traces(self) -> Float[Tensor, " blocks"]:
+        """tr G_ll = tr M_l."""
+        return self.grams.diagonal(dim1=1, dim2=2).sum(1)
+
+    @property
+    def sample_traces(self) -> Float[Tensor, "blocks samples"]:
+        """Traces of the samples' own matrices, whose mean over the N samples is tr G_ll."""
+        of_row = self.grams.diagonal(dim1=1, dim2=2)
+        N = max(self.sample_of_row) + 1
+        return N * of_row.new_zeros(len(of_row), N).index_add(1, self._rows_of_samples(), of_row)
+
+    @property
+    def norms2(self) -> Float[Tensor, " blocks"]:
+        """‖G_ll‖² = ‖M_l‖²."""
+        norms2: Tensor = torch.stack([ggn_squared_norm(M, M) for M in self.grams])
+        return norms2
+
+    def forms(self) -> Float[Tensor, "probes blocks"]:
+        """z_lᵀ(Gz)_l of the probes: ⟨B_l z_l, Σ_m B_m z_m⟩."""
+        return (self.projections * self.projections.sum(0)).sum(1).mT
+
+    def of_samples(self) -> Iterator[Float[Tensor, "blocks columns columns"]]:
+        """S_nᵀJ_nl J_nlᵀS_n of every sample, free of 1/N: what logit probes see (claim G5)."""
+        rows = self._rows_of_samples()
+        for n in range(max(self.sample_of_row) + 1):
+            own = (rows == n).nonzero()[:, 0]
+            yield self.grams[:, own[:, None], own[None, :]] * (max(self.sample_of_row) + 1)
+
+    def _rows_of_samples(self) -> Tensor:
+        return torch.tensor(self.sample_of_row, device=self.grams.device)
+
+
+def dual_gram(
+    problem: Problem,
+    probes: Float[Tensor, "params probes"] | None = None,
+    *,
+    samples: range | None = None,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
+    budget: int | None = None,
+) -> DualGram:
+    """The dual Gram matrices from one backward pass for every sample and column of its root.
+
+    The model takes samples one by one and treats each by itself, as in eval mode. Rows of as many blocks as `budget`
+    bytes hold (default: half of the free memory) are there at once; if that is not all, the passes are repeated.
+    With several processes each computes the rows of its own `samples`, `total` adds up over the processes. Raises
+    MemoryError, with the bytes, where the rows of one block do not fit.
+    """
+    roots = _roots(problem)
+    R, owners = sum(S.shape[1] for S in roots), tuple(n for n, S in enumerate(roots) for _ in range(S.shape[1]))
+    budget = free_memory(problem.device) // 2 if budget is None else budget
+    grams, projections, diagonals = list[Tensor](), list[Tensor](), list[Tensor]()
+    for names in _groups(problem, R, budget):
+        tensors = [name for block in names for name in problem.partition.blocks[block]]
+        rows = dict(zip(tensors, _rows(problem, tensors, roots, samples, R), strict=True))
+        for block in names:
+            of_block = [total(rows.pop(name)) for name in problem.partition.blocks[block]]
+            gram, diagonal = _reduced(of_block)
+            grams.append(gram)
+            diagonals.append(diagonal)
+            projections.append(_projected(problem, of_block, problem.partition.blocks[block], probes))
+    return DualGram(
+        tuple(problem.partition.blocks), torch.stack(grams), torch.stack(projections), torch.stack(diagonals), owners
+    )
+
+
+def _roots(problem: Problem) -> list[Float[Tensor, "outputs rank"]]:
+    """S_n/√N of every sample: its weight in the mean over a batch, times that of the batch in the risk."""
+    with torch.no_grad():
+        outputs = [problem.outputs(batch) for batch in problem.batches]
+    return [
+        math.sqrt(weight) * root
+        for weight, out, batch in zip(problem.weights, outputs, problem.batches, strict=True)
+        for root in loss_root(problem, out, batch)
+    ]
+
+
+def _groups(problem: Problem, num_rows: int, budget: int) -> Iterator[list[str]]:
+    """Blocks in their order, in groups whose rows fit into the budget."""
+    of_row = torch.finfo(problem.dtype).bits // 8 * num_rows
+    group, size = list[str](), 0
+    for block, names in problem.partition.blocks.items():
+        needed = of_row * sum(problem.params[name].numel() for name in names)
+        if needed > budget:
+            raise MemoryError(
+                f"the {num_rows} rows of {block} take {needed:,} bytes and {budget:,} may be used: use fewer samples"
+            )
+        if size + needed > budget:
+            yield group
+            group, size = [], 0
+        group, size = [*group, block], size + needed
+    yield group
+
+
+def _rows(
+    problem: Problem, tensors: Sequence[str], roots: Sequence[Tensor], samples: range | None, num_rows: int
+) -> list[Float[Tensor, "rows entries"]]:
+    """Rows of the given tensors, those of other samples than `samples` zero."""
+    params, r = [problem.params[name] for name in tensors], 0
+    rows = [p.new_zeros(num_rows, p.numel()) for p in params]
+    for n, (alone, S) in enumerate(zip(problem.samples(), roots, strict=True)):
+        if samples is not None and n not in samples:
+            r += S.shape[1]
+            continue
+        with differentiating():
+            outputs = alone.outputs(alone.batches[0])
+            for column in S.unbind(1):
+                pulled = torch.autograd.grad(
+                    outputs, params, column.reshape(outputs.shape), retain_graph=True, allow_unused=True
+                )
+                for row, part in zip(rows, pulled, strict=True):
+                    if part is not None:
+                        row[r] = part.reshape(-1)
+                r += 1
+    return rows
+
+
+def _reduced(rows: Sequence[Float[Tensor, "rows entries"]]) -> tuple[Tensor, Tensor]:
+    """M_l and ‖diag G_ll‖² of one block, in float64."""
+    R = len(rows[0])
+    gram, diagonal = rows[0].new_zeros(R, R, dtype=torch.float64), rows[0].new_zeros((), dtype=torch.float64)
+    for part in (chunk for row in rows for chunk in torch.split(row, _GRAM_COLUMNS, dim=1)):
+        gram += (part @ part.mT).double()
+        diagonal += part.square().sum(0).double().square().sum()
+    return (gram + gram.mT) / 2, diagonal
+
+
+def _projected(
+    problem: Problem, rows: Sequence[Tensor], names: Sequence[str], probes: Tensor | None
+) -> Float[Tensor, "rows probes"]:
+    if probes is None:
+        return rows[0].new_zeros(len(rows[0]), 0, dtype=torch.float64)
+    parts = [(row @ probes[slice(*problem.offsets[n])].to(row)).double() for row, n in zip(rows, names, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+# --- where the rows are too many --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SketchedNorms:
+    """Unbiased estimates of ‖G_ll‖² and ‖diag G_ll‖² from random combinations of the rows."""
+
+    blocks: tuple[str, ...]
+    norms2: Float[Tensor, " blocks"]
+    diagonal_norms2: Float[Tensor, " blocks"]
+
+
+def sketched_norms(
+    problem: Problem,
+    generator: torch.Generator,
+    *,
+    num_rows: int = 32,
+    samples: range | None = None,
+    total: Callable[[Tensor], Tensor] = lambda part: part,
+) -> SketchedNorms:
+    """Norms from pairs of independent combinations q_a = B_lᵀε_a, one backward pass each: E (q_aᵀq_b)² = ‖G_ll‖².
+
+    ε are signs for every row of B, drawn for all samples whatever part of them this process has. `num_rows` × P numbers
+    are held; half as many pairs of them as a square enter every mean.
+    """
+    roots, params = _roots(problem), list(problem.params.values())
+    signs = [torch.randint(2, (S.shape[1], num_rows), generator=generator, device=generator.device) for S in roots]
+    q = [p.new_zeros(num_rows, p.numel()) for p in params]
+    own, first = range(problem.num_samples) if samples is None else samples, 0
+    for batch, size in zip(problem.batches, problem.batch_sizes, strict=True):
+        inside = range(max(own.start, first), min(own.stop, first + size))
+        if len(inside):
+            part = problem.with_batches(
+                [tree_map(partial(_cut, rows=slice(inside.start - first, inside.stop - first)), batch)]
+            )
+            combined = torch.stack([roots[n] @ (2 * signs[n] - 1).to(roots[n]) for n in inside])
+            with differentiating():
+                outputs = part.outputs(part.batches[0])
+                for a in range(num_rows):
+                    u = combined[:, :, a].reshape(outputs.shape)
+                    pulled = torch.autograd.grad(outputs, params, u, retain_graph=True, allow_unused=True)
+                    for row, found in zip(q, pulled, strict=True):
+                        if found is not None:
+                            row[a] += found.reshape(-1)
+        first += size
+    rows = dict(zip(problem.params, q, strict=True))
+    norms2, diagonals, pairs = list[Tensor](), list[Tensor](), num_rows * (num_rows - 1)
+    for names in problem.partition.blocks.values():
+        of_block = [total(rows.pop(name)) for name in names]
+        gram, _ = _reduced(of_block)
+        norms2.append((gram.square().sum() - gram.diagonal().square().sum()) / pairs)
+        squares = [row.double().square() for row in of_block]
+        diagonals.append(sum(x.sum(0).square().sum() - x.square().sum() for x in squares) / pairs)  # type: ignore[arg-type]
+    return SketchedNorms(tuple(problem.partition.blocks), torch.stack(norms2), torch.stack(diagonals))
+
+
+def _cut(leaf: Any, rows: slice) -> Any:
+    return leaf[rows] if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,64 @@
+"""What does this machine have, and does a known trace come out of it?"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+
+import torch
+
+from hesstheory import zoo
+from hesstheory.curvature import hessian
+from hesstheory.estimators import hadamard_columns
+from hesstheory.execution import precision_switches, provenance, stream
+from hesstheory.logit_space import exact_traces
+from hesstheory.problem import Problem
+
+_PEERS = ("curvlinops", "pyhessian", "hessian_eigenthings", "skerch")
+
+
+def facts() -> dict[str, str]:
+    """Versions, devices and precision switches, by name."""
+    found = provenance("hesstheory doctor")
+    del found["command"]
+    found["threads"] = str(torch.get_num_threads())
+    found["CUDA devices"] = ", ".join(_device(i) for i in range(torch.cuda.device_count())) or "none"
+    found["distributed backends"] = ", ".join(_backends()) or "none"
+    found["data folder"] = os.environ.get("HESSTHEORY_DATA", "~/.cache/hesstheory (set HESSTHEORY_DATA for another)")
+    found["peer libraries"] = ", ".join(name for name in _PEERS if importlib.util.find_spec(name)) or "none"
+    return found | {name: str(value) for name, value in precision_switches().items()}
+
+
+def _device(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    return f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)"
+
+
+def _backends() -> Iterator[str]:
+    if torch.distributed.is_available():
+        yield from (name for name in ("gloo", "nccl", "mpi") if getattr(torch.distributed, f"is_{name}_available")())
+
+
+def checks() -> Iterator[tuple[str, bool, str]]:
+    """Name, outcome and detail of a few traces of a small network on every device, by two routes each."""
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    for name in names:
+        problem = _on(name)
+        dense, exact = hessian(problem).trace_by_block(), exact_traces(problem)
+        error = float((dense - exact).abs().max() / dense.abs().max())
+        yield f"exact traces on {name}", error < 1e-10, f"relative error {error:.1g} beside the dense Hessian"
+        Z = hadamard_columns(problem.num_params).to(problem.device)
+        q = hessian(problem).quadratic_forms(Z).mean(0).cpu().numpy()
+        error = float(abs(q - dense.to_numpy()).max() / dense.abs().max())
+        yield (
+            f"one-product traces on {name}",
+            error < 1e-10,
+            f"relative error {error:.1g} with {Z.shape[1]} Hadamard probes",
+        )
+
+
+def _on(device: str) -> Problem:
+    problem = zoo.problem("relu_mlp", stream(0, "doctor"))
+    model = problem.model.to(device)
+    return Problem(model, problem.loss_fn, [(x.to(device), y.to(device)) for x, y in problem.batches])

@@ -1,0 +1,590 @@
+"""The measurements of a full-scale run, each a function from the subject and what was found before to plain numbers.
+
+A stage returns `layers` (a number by name and layer), `checks` (of `evidence`), `seconds` and whatever else it found.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hesstheory import theory
+from hesstheory.curvature import Curvature, ggn, hessian, residual
+from hesstheory.dual import DualGram, dual_gram, sketched_norms
+from hesstheory.estimators import Rademacher
+from hesstheory.evidence import Check, Kind, Status, Tail
+from hesstheory.execution import seconds_of, stream
+from hesstheory.harness.subject import Subject
+from hesstheory.logit_space import LogitProbeTrace, exact_traces
+from hesstheory.problem import NotTwiceDifferentiable, Problem, differentiating
+from hesstheory.zoo.full_scale import TwoExits
+
+Found = dict[str, Any]
+
+ALPHA = 1e-6  # of a run whose numbers are right, for each of the tests of means
+VARIANCE_ALPHA = 1e-3  # of the test of variances
+_MOST_ROWS = 256  # of the dual Gram matrices; more samples × columns are sketched
+_GROUP = 8  # probes whose products are held at once
+_VERIFIED = range(2)  # probes that are taken apart
+_STEPS = (1e-8, 1e-9, 1e-10, 1e-11)  # relative: the shorter, the fewer kinks lie between, and the more rounding counts
+_NORM_PROBES = 16  # at least, for the norms of the blocks
+
+
+@dataclass
+class Stage:
+    """What a stage found."""
+
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    found: Found = field(default_factory=dict)
+
+
+def matrix_of(subject: Subject) -> Callable[[Problem], Curvature]:
+    """What is estimated: the Hessian where its block traces are known, else the Gauss-Newton matrix."""
+    return hessian if subject.piecewise_linear else ggn
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def gradient(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """The unit of cost: one gradient of the whole batch by this process."""
+    problem = subject.problem
+
+    def once() -> None:
+        with differentiating():
+            torch.autograd.grad(problem.loss(problem.batches[0]), list(problem.params.values()))
+
+    subject.halving(lambda _: once(), problem)
+    return Stage(seconds={"gradient": statistics.median(seconds_of(once, subject.device) for _ in range(3))})
+
+
+def kinks(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """How many units rounding switches on or off: each changes the matrix by its share, whatever the dtype's digits."""
+    count, flipped = 0, 0
+    if subject.problem.dtype != torch.float64:
+        for low, high in zip(_switches(subject.problem), _switches(subject.problem.double()), strict=True):
+            count, flipped = count + low.numel(), flipped + int((low != high).sum())
+    share = flipped / count if count else 0.0
+    eps = torch.finfo(subject.problem.dtype).eps
+    # Units that flip independently change a product, relatively, by the root of their share; four times that.
+    return Stage(found={"units": count, "flipped": flipped, "tolerance": eps**0.5 + 4 * math.sqrt(share)})
+
+
+def _switches(problem: Problem) -> list[Tensor]:
+    """Which units of every ReLU are on."""
+    found: list[Tensor] = []
+    handles = [
+        module.register_forward_hook(lambda _, args, out: found.append((out > 0).cpu()))
+        for module in problem.model.modules()
+        if isinstance(module, nn.ReLU)
+    ]
+    try:
+        with torch.no_grad():
+            for batch in problem.batches:
+                problem.outputs(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def exact(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """Exact block traces, the ground truth."""
+    target = "hessian" if subject.piecewise_linear else "ggn"
+    traces: Tensor | None = None
+
+    def work() -> None:
+        nonlocal traces
+        traces = subject.over_samples(lambda local: _traces(local, target))
+
+    seconds = seconds_of(work, subject.device)
+    assert traces is not None
+    return Stage({"exact": _by_layer(subject, traces)}, seconds={"exact_traces": seconds})
+
+
+def estimates(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """One-product estimates, a probe from a stream of its own each."""
+    K, matrix = subject.settings.probes, matrix_of(subject)
+    samples: list[Tensor] = []
+    groups = [range(start, min(start + _GROUP, K)) for start in range(0, K, _GROUP)]
+    one = min(seconds_of(lambda: _forms(subject, matrix, range(1)), subject.device) for _ in range(3))
+    seconds = 0.0
+    for group in groups:
+        subject.say(f"products with probes {group.start + 1} to {group.stop} of {K}")
+        seconds += seconds_of(partial(_append_forms, samples, subject, matrix, group), subject.device)
+    q = torch.cat(samples)
+    per_probe = max((seconds - len(groups) * one) / max(K - len(groups), 1), 1e-9)
+    return Stage(
+        {"estimate": _by_layer(subject, q.mean(0)), "stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
+        seconds={"product": per_probe, "graph": max(one - per_probe, 0.0), "estimates": seconds},
+        found={"samples": q.tolist()},
+    )
+
+
+def _append_forms(samples: list[Tensor], *arguments: Any) -> None:
+    samples.append(_forms(*arguments))
+
+
+def _forms(subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range) -> Float[Tensor, "probes blocks"]:
+    """q_l = z_lᵀ(Mz)_l of the numbered probes: of all samples together, or of this process's probes and all samples."""
+    if subject.settings.parallel == "data" or subject.ranks.count == 1:
+        Z = subject.probes(numbers)
+        return subject.over_samples(lambda local: matrix(local).quadratic_forms(Z))
+    mine = subject.ranks.share(len(numbers))
+    q = torch.zeros(len(numbers), len(subject.problem.partition.blocks), dtype=torch.float64, device=subject.device)
+
+    def work() -> Tensor:
+        Z = subject.probes(range(numbers.start + mine.start, numbers.start + mine.stop))
+        return subject.halving(lambda problem: matrix(problem).quadratic_forms(Z), subject.problem)
+
+    if len(mine):
+        q[mine.start : mine.stop] = subject.ranks.agreed(work)
+    else:
+        subject.ranks.agreed(lambda: None)
+    return subject.ranks.total(q)
+
+
+def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """The Gauss-Newton matrix by its rows, without Hessian products: traces, norms of diagonal blocks, G = H - R."""
+    problem, per_sample = subject.problem, subject.settings.num_classes - 1
+    num_rows = problem.num_samples * per_sample
+    sketch = num_rows > _MOST_ROWS
+    head = problem.head(max(_MOST_ROWS // per_sample, 2)) if sketch else problem
+    subject.say(f"rows of the dual Gram matrices: {head.num_samples} samples")
+    Z, ranks = subject.probes(_VERIFIED), subject.ranks
+    grams: list[DualGram] = []
+
+    def rows() -> None:
+        grams.append(dual_gram(head, Z, samples=ranks.share(head.num_samples), total=ranks.total))
+
+    seconds = {"dual_gram": seconds_of(rows, subject.device)}
+    (gram,) = grams
+    norms2, diagonal_norms2 = gram.norms2, gram.diagonal_norms2
+    if sketch:
+        subject.say(f"{num_rows} rows are too many: norms from random combinations of them")
+        generator = stream(subject.settings.seed, "sketch")
+        sketched = sketched_norms(problem, generator, samples=subject.own_samples, total=ranks.total)
+        norms2, diagonal_norms2 = sketched.norms2, sketched.diagonal_norms2
+    logit = _logit_forms(gram)
+    stage = Stage(
+        {
+            "norm2": _by_layer(subject, norms2),
+            "diagonal_norm2": _by_layer(subject, diagonal_norms2),
+            "sample_trace_sd": _by_layer(subject, gram.sample_traces.std(1)),
+            "logit_sd": _by_layer(subject, (2 * logit.square().sum((1, 2, 3))).sqrt()),
+        },
+        seconds=seconds,
+        found={
+            "sketched": sketch,
+            "rows": num_rows,
+            "largest_eigenvalue": float(torch.linalg.eigvalsh(gram.grams.sum(0)).max()),
+            "logit_spectral": [float(x) for x in torch.linalg.eigvalsh(logit).abs().amax((1, 2))],
+        },
+    )
+    exact_trace = _traces(head, "ggn") if sketch else _vector(before["exact"]["layers"]["exact"])
+    trace = gram.traces.cpu()
+    stage.checks.append(_close("exact traces by two routes", exact_trace - trace, trace.abs(), subject, before))
+    stage.checks.append(_matrix_by_matrix(subject, before, gram, head, Z))
+    return stage
+
+
+def _logit_forms(gram: DualGram) -> Float[Tensor, "blocks samples columns columns"]:
+    """Forms of the signs of one logit probe, without their diagonal: every sample has one (claim G5)."""
+    forms = torch.stack(list(gram.of_samples()), dim=1).cpu()
+    return (forms - torch.diag_embed(forms.diagonal(dim1=-2, dim2=-1))) / forms.shape[1]
+
+
+def _matrix_by_matrix(subject: Subject, before: Mapping[str, Found], gram: DualGram, head: Problem, Z: Tensor) -> Check:
+    """z_lᵀ(Hz)_l by a Hessian product beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of what they are made of."""
+    ways: tuple[Callable[[Problem], Curvature], ...] = (hessian, residual) if subject.piecewise_linear else (ggn,)
+    found = [subject.halving(partial(_forms_of, way, Z), head).cpu() for way in ways]
+    rows = gram.forms().cpu()
+    error = found[0] - rows - (found[1] if subject.piecewise_linear else 0.0)
+    scale = gram.traces.cpu().abs() + sum(x.abs() for x in [rows, *found])
+    name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
+    return _close(name, error, scale, subject, before)
+
+
+def _forms_of(way: Callable[[Problem], Curvature], Z: Tensor, problem: Problem) -> Tensor:
+    return way(problem).quadratic_forms(Z)
+
+
+def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """What the variance of the estimates should be, by norms that other probes give, and what it is (claims T1, T2)."""
+    K, matrix = subject.settings.probes, matrix_of(subject)
+    count = max(K, _NORM_PROBES)
+    rows2 = []
+    for group in (range(start, min(start + _GROUP, count)) for start in range(0, count, _GROUP)):
+        subject.say(f"norms from products {group.start + 1} to {group.stop} of {count}")
+        rows2.append(_row_norms2(subject, matrix, group))
+    squares, of_dual = torch.cat(rows2), before["dual"]["layers"]
+    norm2, diagonal2 = _vector(of_dual["norm2"]), _vector(of_dual["diagonal_norm2"])
+    # 2(‖H_ll‖² − ‖diag H_ll‖²) + Σ_{m≠l}‖H_lm‖², where Σ_m ‖H_lm‖² = E‖(Hz)_l‖².
+    predicted = (squares.mean(0) + norm2 - 2 * diagonal2).clamp(min=0)
+    uncertain = squares.std(0) / math.sqrt(count) / predicted
+    q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)
+    error = q.mean(0) - _vector(before["exact"]["layers"]["exact"])
+    z, ratio = error / (predicted / K).sqrt(), q.var(0) / predicted
+    law = _SquareLaw(K, len(z))
+    low, high = law.variance_ratios()
+    # The prediction rests on estimated norms: four of their standard errors on either side.
+    lows, highs = low * (1 - 4 * uncertain).clamp(min=0), high * (1 + 4 * uncertain)
+    stage = Stage(
+        {
+            "predicted_sd": _by_layer(subject, predicted.sqrt()),
+            "predicted_sd_stderr": _by_layer(subject, predicted.sqrt() * uncertain / 2),
+            "z": _by_layer(subject, z),
+            "variance_ratio": _by_layer(subject, ratio),
+            "variance_low": _by_layer(subject, lows),
+            "variance_high": _by_layer(subject, highs),
+        }
+    )
+    bound = law.largest_z()
+    widened = z.abs() / (1 + 4 * uncertain).sqrt()
+    detail = f"largest |z| {float(z.abs().max()):.2f} of {len(z)} layers with K = {K}, bound {bound:.1f}"
+    stage.checks.append(_tested("joint z-test of the layers", float(widened.max()), bound, detail, ALPHA, K))
+    detail = (
+        f"measured over predicted {float(ratio.min()):.2f} to {float(ratio.max()):.2f}, median "
+        f"{float(ratio.median()):.2f}, of {len(z)} layers with K = {K}; intervals {float(lows.min()):.2g} to "
+        f"{float(highs.max()):.3g}"
+    )
+    outside = torch.maximum(ratio / highs, lows / ratio)
+    stage.checks.append(_tested("variance as predicted", float(outside.max()), 1.0, detail, VARIANCE_ALPHA, K))
+    _critical_probes(subject, before, predicted, stage)
+    return stage
+
+
+def _row_norms2(subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range) -> Tensor:
+    """‖(Mz)_l‖² of probes of their own."""
+    Z = subject.probes(numbers, "norms").to(subject.problem.dtype)
+    Y = subject.over_samples(lambda local: matrix(local) @ Z)
+    return torch.stack([Y[i.to(Y.device)].square().sum(0) for i in subject.problem.index.values()], dim=1).cpu()
+
+
+@dataclass(frozen=True)
+class _SquareLaw:
+    """The law of K draws of (z² − 1)/√2, z normal, taken for that of an estimate with its mean and variance known.
+
+    Among the forms of one variance a single square has the widest tail (Székely and Bakirov 2003, for weights of one
+    sign), and a form of many independent terms is nearly normal: levels hold at least, to the extent that this does.
+    """
+
+    num_probes: int
+    num_layers: int
+
+    def largest_z(self) -> float:
+        """What |z| of no layer exceeds, at level ALPHA."""
+        from scipy.stats import chi2
+
+        K = self.num_probes
+        return float((chi2.isf(ALPHA / self.num_layers, K) - K) / math.sqrt(2 * K))
+
+    def variance_ratios(self, runs: int = 1_000_000) -> tuple[float, float]:
+        """Between which the sample variances of all layers lie, in the true one, at level VARIANCE_ALPHA."""
+        squares = np.random.default_rng(0).chisquare(1, size=(runs // 10, 10, self.num_probes)).reshape(runs, -1)
+        share = VARIANCE_ALPHA / self.num_layers / 2
+        low, high = np.quantile(squares.var(1, ddof=1) / 2, [share, 1 - share])
+        return float(low), float(high)
+
+
+def _critical_probes(subject: Subject, before: Mapping[str, Found], predicted: Tensor, stage: Stage) -> None:
+    """K* = V(H_B)/Var_B[tr H_B] with the traces of single samples, and the K that costs least.
+
+    Batches are drawn from a stream of fresh data, so that no part of the noise is left out.
+    """
+    seconds, b = before["estimates"]["seconds"], subject.problem.num_samples
+    for layer, V in _by_layer(subject, predicted).items():
+        floor = theory.batch_trace_variance(before["dual"]["layers"]["sample_trace_sd"][layer] ** 2, b, math.inf)
+        critical = theory.critical_num_probes(V, floor) if floor > 0 else math.inf
+        best = math.inf
+        if math.isfinite(critical):
+            best = max(theory.cost_optimal_num_probes(seconds["graph"], seconds["product"], critical), 1.0)
+        stage.layers.setdefault("k_star", {})[layer] = critical
+        stage.layers.setdefault("k_cost_optimal", {})[layer] = best
+
+
+def logit_probes(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """Estimates from the outputs alone, for every sample of its own."""
+    K, own = subject.settings.probes, subject.own_samples
+    samples: list[Tensor] = []
+
+    def work() -> None:
+        probe = _PartOfSigns(own.start, subject.problem.num_samples)
+        generator = stream(subject.settings.seed, "logit probes")
+        state = generator.get_state()
+
+        def forms(local: Problem) -> Tensor:
+            generator.set_state(state)
+            estimate = LogitProbeTrace(K, probe=probe)(local, generator)
+            return torch.tensor(estimate.samples.to_numpy())
+
+        samples.append(subject.over_samples(forms))
+
+    seconds = seconds_of(work, subject.device) / K
+    (q,) = samples
+    exact_trace, found = _vector(before["exact"]["layers"]["exact"]), before["dual"]["found"]
+    stage = Stage(
+        {"logit_estimate": _by_layer(subject, q.mean(0)), "logit_stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
+        seconds={"logit_probe": seconds},
+    )
+    if not found["sketched"]:  # else the law is known for the first samples only
+        frobenius = _vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2)
+        tail = Tail.sign_form(frobenius, found["logit_spectral"])
+        error = (q.mean(0) - exact_trace).numpy()
+        rounding = torch.finfo(subject.problem.dtype).eps ** 0.5 * exact_trace.abs().numpy()
+        width = tail.half_width(K, ALPHA / len(error)) + rounding
+        worst = int(np.argmax(np.abs(error) / width))
+        layer = list(subject.problem.partition.blocks)[worst]
+        detail = f"nearest to its bound {layer}: {error[worst]:.3g} of ±{width[worst]:.3g}"
+        stage.checks.append(_tested("logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K))
+    return stage
+
+
+@dataclass(frozen=True)
+class _PartOfSigns:
+    """Signs for all samples, of which a process keeps those of its own: the same whatever the shards."""
+
+    start: int
+    num_samples: int
+
+    def kurtosis(self, num_params: int) -> float:
+        return 1.0
+
+    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+        everyone = Rademacher().sample(num_params, self.num_samples, generator)
+        return everyone[:, self.start : self.start + num_probes]
+
+
+def products(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """What a Hessian product must be whatever the network: symmetric, linear, a difference of gradients."""
+    problem, stage = subject.problem, Stage()
+    u, v = (subject.probes(range(k, k + 1), "products")[:, 0].to(problem.dtype) for k in (0, 1))
+    Hu, Hv = subject.product(hessian, u), subject.product(hessian, v)
+    size = math.sqrt(float(Hu.norm() * Hv.norm()))  # E‖Hv‖² = ‖H‖_F², the variance of uᵀHv
+    eps = torch.finfo(problem.dtype).eps
+    asymmetry = abs(float(u.double() @ Hv - v.double() @ Hu)) / size
+    stage.checks.append(
+        _at_most("symmetry", asymmetry, 1e-5 if problem.dtype == torch.float32 else 1e-12, "|uᵀHv − vᵀHu|/‖H‖_F")
+    )
+    mixed = subject.product(hessian, u / 2 + 2 * v)
+    nonlinear = float((mixed - (Hu / 2 + 2 * Hv)).norm() / mixed.norm())
+    stage.checks.append(_at_most("linearity", nonlinear, eps**0.5, "‖H(u/2 + 2v) − Hu/2 − 2Hv‖/‖·‖"))
+    exact64 = _double(subject)
+    Hv64 = Hv if problem.dtype == torch.float64 else subject.product(hessian, v.double(), exact64)
+    if problem.dtype != torch.float64:
+        rounding = float((Hv - Hv64).norm() / Hv64.norm())
+        tolerance, flipped = (before["kinks"]["found"][key] for key in ("tolerance", "flipped"))
+        what = f"‖Hv − H₆₄v‖/‖H₆₄v‖, {flipped} units switched"
+        stage.checks.append(_at_most("agreement with float64", rounding, tolerance, what))
+    wrong = {}
+    for step in _STEPS:
+        difference = _central_difference(subject, exact64, v.double(), step)
+        wrong[step] = float((difference - Hv64).norm() / Hv64.norm())
+    best = min(wrong, key=lambda step: wrong[step])
+    what = f"‖(∇R(θ+hv) − ∇R(θ−hv))/2h − Hv‖/‖Hv‖ in float64, ‖hv‖ = {best:g} ‖θ‖"
+    stage.checks.append(_at_most("central differences", wrong[best], torch.finfo(torch.float32).eps ** 0.5, what))
+    stage.found["central_differences"] = {f"{step:g}": error for step, error in wrong.items()}
+    return stage
+
+
+def _double(subject: Subject) -> Problem:
+    """A float64 problem whose parameters may be moved."""
+    if subject.problem.dtype != torch.float64:
+        return subject.problem.double()
+    return Problem(copy.deepcopy(subject.problem.model), subject.problem.loss_fn, subject.problem.batches)
+
+
+def _central_difference(subject: Subject, problem: Problem, v: Tensor, step: float) -> Tensor:
+    """(∇R(θ+hv) − ∇R(θ−hv))/2h on a copy, ‖hv‖ = step ‖θ‖."""
+    theta = torch.cat([p.detach().reshape(-1) for p in problem.params.values()])
+    h = step * float(theta.norm() / v.norm())
+    gradients = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, (start, stop) in zip(problem.params.values(), problem.offsets.values(), strict=True):
+                p.copy_((theta[start:stop] + sign * h * v[start:stop]).reshape(p.shape))
+        gradients.append(subject.over_samples(_flat_gradient, problem))
+    with torch.no_grad():
+        for p, (start, stop) in zip(problem.params.values(), problem.offsets.values(), strict=True):
+            p.copy_(theta[start:stop].reshape(p.shape))
+    return (gradients[0] - gradients[1]) / (2 * h)
+
+
+def _flat_gradient(problem: Problem) -> Tensor:
+    total = torch.zeros(problem.num_params, dtype=problem.dtype, device=problem.device)
+    for weight, batch in zip(problem.weights, problem.batches, strict=True):
+        with differentiating():
+            parts = torch.autograd.grad(problem.loss(batch), list(problem.params.values()))
+        total += weight * torch.cat([part.reshape(-1) for part in parts])
+    return total
+
+
+def train_mode(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """Batch norm by the statistics of the batch: another function, with another Hessian, that couples the samples."""
+    K = min(subject.settings.probes, _GROUP)
+    model = copy.deepcopy(subject.problem.model).train()
+    whole = Problem(model, F.cross_entropy, subject.problem.batches, allow_train_mode=True)
+    Z = subject.probes(range(K))
+    q = {name: hessian(p).quadratic_forms(Z).sum(1).cpu() for name, p in (("eval", subject.problem), ("train", whole))}
+    found = {
+        name: {"trace": float(x.mean()), "stderr": float(x.std() / math.sqrt(K)), "probes": K} for name, x in q.items()
+    }
+    change = q["train"] - q["eval"]
+    detail = (
+        f"tr H {found['train']['trace']:.4g} ± {found['train']['stderr']:.2g} in train mode, "
+        f"{found['eval']['trace']:.4g} ± {found['eval']['stderr']:.2g} in eval mode; "
+        f"difference {float(change.mean()):.4g} ± {float(change.std() / math.sqrt(K)):.2g} (K = {K}, common probes)"
+    )
+    return Stage(checks=[_reported("batch norm in train mode", detail)], found={"batch_norm": found})
+
+
+def tied_head(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """One classifier for two exits beside a classifier for each: 2 tr U₁₂ is what the cross-instance block adds."""
+    traces = {}
+    for tied in (True, False):
+        model = TwoExits(subject.problem.model, tied=tied).eval()
+        problem = Problem(model, F.cross_entropy, subject.problem.batches)
+        wanted = [block for block in problem.partition.blocks if block.startswith("head")]
+        of_all = subject.over_samples(lambda p: _traces(p, "ggn"), problem)
+        traces["tied" if tied else "untied"] = {
+            block: float(t) for block, t in zip(problem.partition.blocks, of_all, strict=True) if block in wanted
+        }
+    tied_trace, apart = sum(traces["tied"].values()), sum(traces["untied"].values())
+    detail = (
+        f"tr of the head {tied_trace:.4g} tied, {apart:.4g} for its two instances: the cross-instance blocks add "
+        f"{tied_trace - apart:.4g}, {100 * (tied_trace - apart) / tied_trace:.3g} % of it"
+    )
+    return Stage(checks=[_reported("tied head", detail)], found={"head": traces})
+
+
+def precision(subject: Subject, before: Mapping[str, Found]) -> Stage:
+    """What lower precision does to a product, beside float64."""
+    stage, reference, z = Stage(), _double(subject), subject.probes(range(1))
+    expected = _full_form(subject, reference, z)
+    scale = _vector(before["variance"]["layers"]["predicted_sd"]) + _vector(before["exact"]["layers"]["exact"]).abs()
+    errors: dict[str, float | None] = {}
+    for name, way in _ways(subject):
+        try:
+            with way as problem:
+                found = _full_form(subject, problem, z)
+        except (RuntimeError, NotTwiceDifferentiable, ValueError) as error:
+            errors[name] = None
+            subject.say(f"{name}: {str(error).splitlines()[0]}")
+            continue
+        errors[name] = float(((found - expected).abs() / scale).max())
+    shown = ", ".join(f"{name} {'not possible' if e is None else f'{e:.2g}'}" for name, e in errors.items())
+    stage.checks.append(_reported("reduced precision", f"error of zᵀ(Hz) in the worst layer, in its size: {shown}"))
+    stage.found["precision"] = errors
+    return stage
+
+
+def _full_form(subject: Subject, problem: Problem, z: Int8[Tensor, "params probes"]) -> Tensor:
+    return matrix_of(subject)(problem).quadratic_forms(z)[0].cpu()
+
+
+def _ways(subject: Subject) -> Iterator[tuple[str, Any]]:
+    problem, kind = subject.problem, subject.device.type
+    if problem.dtype == torch.float32:
+        yield "float32", _as_it_is(problem)
+    yield "bfloat16 autocast", _autocast(subject, torch.bfloat16)
+    if kind == "cuda":
+        yield "float16 autocast", _autocast(subject, torch.float16)
+        if problem.dtype == torch.float32:
+            yield "TF32", _tf32(problem)
+
+
+@contextmanager
+def _as_it_is(problem: Problem) -> Iterator[Problem]:
+    yield problem
+
+
+@contextmanager
+def _tf32(problem: Problem) -> Iterator[Problem]:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield problem
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+class _Autocast(nn.Module):
+    """A network under autocast, which gives its outputs in float32."""
+
+    def __init__(self, model: nn.Module, kind: str, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.kind, self.dtype = model, kind, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.kind, dtype=self.dtype):
+            out: Tensor = self.model(x)
+        return out.float()
+
+
+@contextmanager
+def _autocast(subject: Subject, dtype: torch.dtype) -> Iterator[Problem]:
+    problem = subject.problem
+    if problem.dtype == torch.float64:
+        model = copy.deepcopy(problem.model).float()
+        batches = [(x.float(), y) for x, y in problem.batches]
+    else:
+        model, batches = problem.model, [(x, y) for x, y in problem.batches]
+    yield Problem(_Autocast(model, subject.device.type, dtype).eval(), problem.loss_fn, batches)
+
+
+# --- wording and bookkeeping ------------------------------------------------------------------------------------------
+
+
+def _close(name: str, error: Tensor, scale: Tensor, subject: Subject, before: Mapping[str, Found]) -> Check:
+    """Relative errors within half of the digits of the dtype, and what switched units add."""
+    relative = (error.abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)).reshape(-1, error.shape[-1]).amax(0)
+    layer = list(subject.problem.partition.blocks)[int(relative.argmax())]
+    bound = before["kinks"]["found"]["tolerance"]
+    return _at_most(name, float(relative.max()), bound, f"largest relative error, in {layer}")
+
+
+def _at_most(name: str, value: float, bound: float, what: str) -> Check:
+    status = Status.PASSED if value <= bound else Status.FAILED  # also where it is NaN
+    return Check(name, Kind.EXACT, status, f"{what}: {value:.2g}, at most {bound:.2g}", value, bound)
+
+
+def _tested(name: str, value: float, bound: float, detail: str, alpha: float, num_draws: int) -> Check:
+    """A test of numbers that are drawn; `alpha` is the probability that right ones fail it."""
+    status = Status.PASSED if value <= bound else Status.FAILED
+    return Check(name, Kind.STATISTICAL, status, detail, value, bound, alpha, num_draws=num_draws)
+
+
+def _reported(name: str, detail: str) -> Check:
+    return Check(name, Kind.EMPIRICAL, Status.REPORTED, detail)
+
+
+def _by_layer(subject: Subject, values: Tensor) -> dict[str, float]:
+    return {block: float(x) for block, x in zip(subject.problem.partition.blocks, values, strict=True)}
+
+
+def _traces(problem: Problem, target: str) -> Float[Tensor, " blocks"]:
+    return torch.tensor(exact_traces(problem, target).to_numpy())
+
+
+def _vector(of_layer: Mapping[str, float]) -> Tensor:
+    return torch.tensor(list(of_layer.values()), dtype=torch.float64)
+
+
+STAGES: Mapping[str, Callable[[Subject, Mapping[str, Found]], Stage]] = {
+    "gradient": gradient, "kinks": kinks, "exact": exact, "estimates": estimates, "dual": dual, "variance": variance,
+    "logit_probes": logit_probes, "products": products, "train_mode": train_mode, "tied_head": tied_head,
+    "precision": precision,
+}  # fmt: skip
