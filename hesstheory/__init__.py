@@ -35,7 +35,8 @@ _ROOMS = {
     "pytest_plugin": ("parametrize_with_checks",),
 }
 _MODULES = (
-    *_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "harness", "mutants", "report", "theory", "zoo",
+    *_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "harness", "mutants", "report", "theory",
+    "zoo",
 )  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 

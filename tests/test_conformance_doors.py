@@ -234,3 +234,23 @@ def test_pytest_can_isolate_and_names_the_test_to_run_again(mine, tmp_path):
     assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
     assert "kills its process (exit code 7)" in run.stdout
     assert "pytest 'test_mine.py::test_estimator[late_exit-check_one_probe]' --hesstheory-seed=4" in run.stdout
+
+
+def test_slow_work_is_no_hang_but_rest_is(monkeypatch):
+    """On a machine that gives a process half of its time, a call may take twice as long."""
+    from hesstheory.conformance import processes
+
+    clock = time.process_time
+    monkeypatch.setattr(processes.time, "process_time", lambda: clock() / 2)
+
+    def work(seconds):
+        end = clock() + seconds
+        while clock() < end:
+            pass
+
+    with processes._alarm(0.2):
+        work(0.3)
+    with pytest.raises(processes._Alarm), processes._alarm(0.2):
+        time.sleep(5)
+    with pytest.raises(processes._Alarm), processes._alarm(0.2):
+        work(5)

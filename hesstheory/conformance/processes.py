@@ -30,6 +30,8 @@ from hesstheory.conformance.checks import (
 Decided = tuple[str, str, tuple[Finding, ...]]
 CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 _LONGEST = 1e7  # seconds that an alarm can be set to
+_SLOWEST = 4  # times as long as alone: what a busy machine may make of a call
+_RESTS = 0.05  # of the time: a process that works less waits for something
 
 
 class Lost(Exception):
@@ -44,7 +46,7 @@ def here(check: ConformanceCheck, session: Session, time_limit: float) -> Decide
     findings: list[Finding] = []
     session.deadline = time.monotonic() + time_limit
     try:
-        with _alarm(1.5 * time_limit + 1), warnings.catch_warnings():
+        with _alarm(_allowance(time_limit)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for finding in check.decide(session):
                 findings.append(finding)
@@ -74,14 +76,31 @@ class _Alarm(BaseException):
     """Raised inside a call that does not come back; not an Exception, so that few estimators swallow it."""
 
 
+def _allowance(time_limit: float) -> float:
+    """Seconds of work after which one call counts as hanging: checks stop by themselves between calls before that."""
+    return 1.5 * time_limit + 1
+
+
+def patience(time_limit: float) -> float:
+    """Seconds after which a process that should have said that one of its calls hangs is given up."""
+    return _SLOWEST * _allowance(time_limit) + 5
+
+
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
+    """Raises in what works for so many seconds, or rests; on a busy machine work takes up to four times as long."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
         yield
         return
 
+    start, worked = time.monotonic(), time.process_time()
+
     def ring(*_: Any) -> None:
-        raise _Alarm
+        passed, work = time.monotonic() - start, time.process_time() - worked
+        if _RESTS * passed < work < seconds and passed < _SLOWEST * seconds:
+            signal.setitimer(signal.ITIMER_REAL, max(seconds - work, 0.1))
+        else:
+            raise _Alarm
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, min(seconds, _LONGEST))
@@ -103,7 +122,7 @@ def in_child(check: ConformanceCheck, session: Session, time_limit: float) -> De
         return here(check, session, time_limit), session.illegal
 
     try:
-        decided, session.illegal = forked(work, 2 * time_limit + 5)
+        decided, session.illegal = forked(work, patience(time_limit))
     except Lost as lost:
         return _summary([Finding("", FAILED, str(lost))])
     return decided  # type: ignore[no-any-return]

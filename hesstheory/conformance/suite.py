@@ -29,7 +29,7 @@ from hesstheory.conformance.checks import (
     Session,
 )
 from hesstheory.conformance.peers import PEERS, distribution_of, installed
-from hesstheory.conformance.processes import CAN_FORK, Lost, forked, here, in_child
+from hesstheory.conformance.processes import CAN_FORK, Lost, forked, here, in_child, patience
 
 XFAILED = "xfailed"
 PROFILES = ("smoke", "ci", "full")
@@ -122,7 +122,7 @@ def check_apart(
     if not CAN_FORK:
         return work(decided)
     try:
-        return list(forked(work, 3 * time_limit + 60, decided))
+        return list(forked(work, patience(time_limit) + 60, decided))
     except Lost as lost:
         rest, options = chosen[len(done) :], {**options, "isolate": True}
         command = _command(estimator, profile=profile, time_limit=time_limit, **options)

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def run(
             done = us.from_first(_read(file) if us.first else None)
             if done is None:
                 if subject is None:
-                    subject = built(settings, device, us, folder, talk)
+                    with _withdrawn_on_error(folder, us):
+                        subject = built(settings, device, us, folder, talk)
                 done = _measured(name, stage, subject, found)
                 if us.first:
                     write_atomically(file, json.dumps(done, ensure_ascii=False) + "\n")
@@ -80,6 +82,17 @@ def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or another folder as --out")
     if differing := settings.differing(json.loads(file.read_text())):
         raise ValueError(f"the run in {folder} has another {', '.join(differing)}: pass its settings, or another --out")
+
+
+@contextmanager
+def _withdrawn_on_error(folder: Path, us: Ranks) -> Iterator[None]:
+    """Settings that cannot be built leave no run behind."""
+    try:
+        yield
+    except Exception:
+        if us.first and {path.name for path in folder.iterdir()} == {"settings.json"}:
+            (folder / "settings.json").unlink()
+        raise
 
 
 def _read(file: Path) -> Found | None:

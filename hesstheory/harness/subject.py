@@ -201,12 +201,12 @@ def _train(model: nn.Module, data: Data, settings: Settings, folder: Path, ranks
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()
-        if not math.isfinite(float(loss)):
-            raise ValueError(f"training diverged at step {step + 1}: the loss is {float(loss)}; take fewer steps")
+        if not math.isfinite(value := loss.item()):
+            raise ValueError(f"training diverged at step {step + 1}: the loss is {value}; take fewer steps")
         if (done := step + 1) % _CHECKPOINT_EVERY == 0 or done == settings.steps:
             if ranks.first:
                 _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
-            say(f"step {done} of {settings.steps}: loss {float(loss):.4g}")
+            say(f"step {done} of {settings.steps}: loss {value:.4g}")
     model.zero_grad(set_to_none=True)
     model.eval()
 
