@@ -233,6 +233,9 @@ def rank_layers(
     if by not in ("mean_trace", "trace"):
         raise ValueError(f"by is {by!r}: pass 'mean_trace' or 'trace'")
     _check_level(level)
+    if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):
+        name = getattr(estimator, "__name__", repr(estimator))
+        raise TypeError(f"estimator is {name}: pass an instance, such as LayerwiseTrace(64)")
     counts = {block: len(index) if by == "mean_trace" else 1 for block, index in problem.index.items()}
     sizes = pd.Series(counts)
     if estimator is None:

@@ -7,15 +7,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Real
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hesstheory.convolution import BilinearConvolutions
 from hesstheory.problem import Batch, NotTwiceDifferentiable, Problem, differentiating, graph_leaves, graph_nodes
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
 # One batch, differentiated once with its graph kept: maps tangents (one per parameter, K leading, None for zero) to the
 # rows of the product that the wanted parameters hold (None for zero).
 Pull = Callable[[Sequence[Tensor | None], Sequence[int]], list[Tensor | None]]
+
+
+def chunks(num_columns: int, elements: int) -> Iterator[slice]:
+    """Columns to push at once through a graph of so many values: one at least, so many that the caches hold them."""
+    size = min(max(_CHUNK_ELEMENTS // max(elements, 1), 1), _MAX_CHUNK)
+    return (slice(start, min(start + size, num_columns)) for start in range(0, num_columns, size))
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,7 @@ class Push:
 
     def chunks(self, num_columns: int, num_params: int) -> Iterator[slice]:
         """Columns to push at once: one where the graph is large, many where the overhead of a pass is all there is."""
-        size = min(max(_CHUNK_ELEMENTS // max(num_params, self.elements), 1), _MAX_CHUNK)
-        return (slice(start, min(start + size, num_columns)) for start in range(0, num_columns, size))
+        return chunks(num_columns, max(num_params, self.elements))
 
 
 Linearise = Callable[[Problem, Batch], Push]
@@ -79,7 +86,7 @@ class Curvature:
 
     def __matmul__(self, V: Float[Tensor, " params"] | Float[Tensor, "params columns"]) -> Tensor:
         """Product with one vector or with many columns; one graph per batch serves all columns."""
-        columns = _checked_columns(self.problem, V)
+        columns = _checked_columns(self.problem, V, copies=2)
         params, out = list(self.problem.params.values()), torch.zeros_like(columns)
         for weight, push in self.pushes():
             for chunk in push.chunks(len(columns), self.problem.num_params):
@@ -168,10 +175,10 @@ class Curvature:
 
     def pushes(self) -> Iterator[tuple[float, Push]]:
         """Weighted linearisations, one batch and term at a time, so that one graph is alive at a time."""
-        _keep_freed_memory()
+        keep_freed_memory()
         for weight, batch in zip(self.problem.weights, self.problem.batches, strict=True):
             for coefficient, linearise in self.terms:
-                with _second_derivatives():
+                with second_derivatives():
                     push = linearise(self.problem, batch)
                 yield coefficient * weight, push
 
@@ -240,8 +247,8 @@ def unrolled_hessian(problem: Problem, name: str) -> Float[Tensor, "instances n 
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         with _SeparateUses(problem.params[name]) as uses:
             loss = problem.loss(batch)
-        with _second_derivatives():
-            _check_twice_differentiable(loss)
+        with second_derivatives():
+            check_twice_differentiable(loss)
             gradients = torch.autograd.grad(loss, uses.leaves, create_graph=True, allow_unused=True)
             live = [(leaf, g) for leaf, g in zip(uses.leaves, gradients, strict=True) if g is not None]
             T, n = len(live), problem.params[name].numel()
@@ -282,9 +289,9 @@ def _linearised_hessian(problem: Problem, batch: Batch) -> Push:
     params = list(problem.params.values())
     with _convolutions(problem):
         loss = problem.loss(batch)
-    _check_twice_differentiable(loss)
+    check_twice_differentiable(loss)
     gradients = _gradients(loss, params, create_graph=True)
-    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(loss))
+    return Push(lambda tangents, wanted: vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(loss))
 
 
 def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
@@ -294,9 +301,9 @@ def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
     pulled = _gradients(outputs, params, create_graph=True, grad_outputs=dummy)
 
     def push(tangents: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Tensor | None]:
-        (pushed,) = _vjp(pulled, tangents, [dummy])  # J v: the pull-back u ↦ Jᵀu is linear in u
-        (bent,) = _vjp([slope], [pushed], [leaf])
-        return _vjp([outputs], [bent], [params[j] for j in wanted])
+        (pushed,) = vjp(pulled, tangents, [dummy])  # J v: the pull-back u ↦ Jᵀu is linear in u
+        (bent,) = vjp([slope], [pushed], [leaf])
+        return vjp([outputs], [bent], [params[j] for j in wanted])
 
     return Push(push, graph_values(outputs))
 
@@ -305,14 +312,10 @@ def _linearised_residual(problem: Problem, batch: Batch) -> Push:
     params = list(problem.params.values())
     with _convolutions(problem):
         outputs, leaf, slope = _loss_slope(problem, batch)
-    if graph_leaves(problem.loss_of(leaf, batch)) & {id(p) for p in params}:
-        raise ValueError(
-            "loss_fn reads parameters of the model by itself: H − G then holds more than the residual; use "
-            "hessian(problem) - ggn(problem), or let the model return the penalty"
-        )
+    check_no_penalty(problem, problem.loss_of(leaf, batch))
     linear = outputs.mul(0.0 if slope is None else slope.detach()).sum()
     gradients = _gradients(linear, params, create_graph=True)
-    return Push(lambda tangents, wanted: _vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(linear))
+    return Push(lambda tangents, wanted: vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(linear))
 
 
 def _convolutions(problem: Problem) -> AbstractContextManager[Any]:
@@ -330,10 +333,19 @@ def _loss_slope(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor, Tensor 
         )
     leaf = outputs.detach().requires_grad_()
     loss = problem.loss_of(leaf, batch)
-    _check_twice_differentiable(outputs)
-    _check_twice_differentiable(loss)
+    check_twice_differentiable(outputs)
+    check_twice_differentiable(loss)
     (slope,) = _gradients(loss, [leaf], create_graph=True)
     return outputs, leaf, slope
+
+
+def check_no_penalty(problem: Problem, loss: Tensor) -> None:
+    """Raises ValueError where a loss of outputs that were cut off depends on parameters all the same."""
+    if graph_leaves(loss) & {id(p) for p in problem.params.values()}:
+        raise ValueError(
+            "loss_fn reads parameters of the model by itself: H − G then holds more than the residual; use "
+            "hessian(problem) - ggn(problem), or let the model return the penalty"
+        )
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -342,8 +354,8 @@ def _gradients(value: Tensor, inputs: Sequence[Tensor], **options: Any) -> list[
     return list(torch.autograd.grad(value, list(inputs), allow_unused=True, **options))
 
 
-def _vjp(
-    values: Sequence[Tensor | None], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor]
+def vjp(
+    values: Sequence[Tensor | None], cotangents: Sequence[Tensor | None], inputs: Sequence[Tensor | GradientEdge]
 ) -> list[Tensor | None]:
     """Σ_i (∂values_i/∂inputs)ᵀ cotangents_i for K cotangents at once, on a graph that is kept; None for zero."""
     live = [
@@ -353,16 +365,16 @@ def _vjp(
     ]
     if not live:
         return [None] * len(inputs)
-    outputs, grads = [value for value, _ in live], [cotangent for _, cotangent in live]
+    outputs, grads, into = [value for value, _ in live], [cotangent for _, cotangent in live], list[Any](inputs)
 
     def pull(grad_outputs: list[Tensor], batched: bool) -> list[Tensor | None]:
         return list(
             torch.autograd.grad(
-                outputs, list(inputs), grad_outputs, retain_graph=True, allow_unused=True, is_grads_batched=batched
+                outputs, into, grad_outputs, retain_graph=True, allow_unused=True, is_grads_batched=batched
             )
         )
 
-    with _second_derivatives():
+    with second_derivatives():
         if len(grads[0]) > 1:
             with suppress(RuntimeError):  # an operation without a batching rule: one by one, it may still work
                 return pull(grads, batched=True)
@@ -375,7 +387,7 @@ def _vjp(
 def _dense_rows(value: Tensor, inputs: Sequence[Tensor]) -> Float[Tensor, "n all_inputs"]:
     """Derivatives of every entry of a tensor in all inputs, side by side."""
     eye = torch.eye(value.numel(), dtype=value.dtype, device=value.device).reshape(-1, *value.shape)
-    return _side_by_side(_vjp([value], [eye], inputs), inputs, len(eye))
+    return _side_by_side(vjp([value], [eye], inputs), inputs, len(eye))
 
 
 def _side_by_side(rows: Sequence[Tensor | None], like: Sequence[Tensor], count: int) -> Float[Tensor, "columns all"]:
@@ -388,7 +400,7 @@ def _side_by_side(rows: Sequence[Tensor | None], like: Sequence[Tensor], count: 
 
 
 @contextmanager
-def _second_derivatives() -> Iterator[None]:
+def second_derivatives() -> Iterator[None]:
     """Gradients on; turns autograd's refusals into an error that names the cure."""
     try:
         with differentiating():
@@ -400,7 +412,7 @@ def _second_derivatives() -> Iterator[None]:
         raise NotTwiceDifferentiable(f"{cure} (PyTorch said: {str(error).splitlines()[0]})") from error
 
 
-def _check_twice_differentiable(value: Tensor) -> None:
+def check_twice_differentiable(value: Tensor) -> None:
     """Refuses a once_differentiable function, whose second derivative autograd takes for zero without a word."""
     for node in graph_nodes(value):
         function: Any = getattr(type(node), "_forward_cls", None)
@@ -443,7 +455,7 @@ def _unit_tangents(params: Sequence[Tensor], rows: Sequence[int], chunk: slice) 
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Once a block just below 32 MiB was freed, glibc keeps what a chunk frees for the next one instead of handing it
     back to the system, which would cost as much time as the products (mallopt(3), M_MMAP_THRESHOLD)."""
     torch.empty(31 * 2**20, dtype=torch.uint8)
@@ -460,10 +472,117 @@ def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, 
     return table.repeat_interleave(torch.tensor([p.numel() for p in problem.params.values()]), dim=0)
 
 
+# --- where H and G may differ ------------------------------------------------------------------------------------
+
+_LINEAR = frozenset(
+    """AccumulateGrad Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose Squeeze
+    Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind Clone ToCopy Alias
+    AsStrided Diagonal AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd
+    Roll Flip Repeat Unfold Im2Col Col2Im Embedding UpsampleNearest2D UpsampleBilinear2D PixelShuffle PixelUnshuffle
+    Cumsum MaskedFill ReflectionPad2D ReplicationPad2D Movedim Swapaxes Detach""".split()  # noqa: SIM905
+)
+_PIECEWISE = frozenset(
+    """Relu LeakyRelu Threshold Hardtanh Clamp ClampMin ClampMax Abs MaxPool2DWithIndices MaxPool3DWithIndices
+    AdaptiveMaxPool2D AdaptiveMaxPool3D Max Min Amax Amin Maximum Minimum Sort Topk Where Hardshrink
+    Softshrink""".split()  # noqa: SIM905
+)
+_PRODUCTS = frozenset(
+    """Mul Mm Bmm Addmm Addbmm Baddbmm Mv Addmv Dot Linear Convolution MkldnnConvolution NativeBatchNorm CudnnBatchNorm
+    PreluKernel""".split()  # noqa: SIM905
+)
+
+
+def obstacle(outputs: Tensor) -> tuple[Any, str] | None:
+    """The first operation that bends the outputs in a single parameter, with the reason; None where there is none.
+
+    An operation is affine in each parameter if it is linear, or piecewise so, in what depends on parameters, or a
+    product of factors that depend on different ones.
+    """
+    bits: dict[int, int] = {}
+    depends: dict[Any, int] = {None: 0}
+    for node in _parents_first(outputs.grad_fn):
+        operands = [depends[parent] for parent, _ in node.next_functions]
+        name = node.name().partition("Backward")[0].rpartition("::")[2].rstrip("0123456789")
+        if name.endswith("AccumulateGrad"):
+            depends[node] = 1 << bits.setdefault(id(node.variable), len(bits))
+            continue
+        union = reduce(or_, operands, 0)
+        depends[node] = union
+        if union and hasattr(type(node), "_forward_cls"):
+            return node, f"the graph does not show what {name}, a torch.autograd.Function of your own, does"
+        if not union or name in _LINEAR or name in _PIECEWISE:
+            continue
+        if name == "Div" and len(operands) > 1 and not operands[1]:
+            continue
+        if name == "CopySlices":
+            return node, f"{name}, an operation in place on a view, hides what it does (write it out of place)"
+        if name not in _PRODUCTS and not (name == "Div" and len(operands) == 1):
+            return node, f"{name} is not known to be piecewise linear"
+        if getattr(node, "_saved_training", False):
+            return node, f"{name} is in train mode and divides by a deviation that depends on parameters"
+        seen = 0
+        for operand in operands:
+            if seen & operand:
+                return node, f"{name} multiplies two values that depend on the same parameters (a tie in series?)"
+            seen |= operand
+    return None
+
+
+def _parents_first(root: Any) -> Iterator[Any]:
+    """Every node of a graph after all that it is computed from."""
+    done: set[Any] = {None}
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        if node in done:
+            stack.pop()
+            continue
+        if open_ones := [parent for parent, _ in node.next_functions if parent not in done]:
+            stack.extend(open_ones)
+            continue
+        done.add(node)
+        stack.pop()
+        yield node
+
+
+@contextmanager
+def owners(model: nn.Module) -> Iterator[dict[Any, str]]:
+    """Names of the innermost modules whose forward pass makes the nodes of a graph."""
+    owner: dict[Any, str] = {}
+    running: list[str] = []
+
+    def claim(values: Any) -> None:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                for node in graph_nodes(value):
+                    owner.setdefault(node, running[-1] if running else "")
+
+    def enters(name: str) -> Callable[..., None]:
+        def enter(module: nn.Module, args: Any) -> None:
+            claim(args)
+            running.append(name)
+
+        return enter
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        claim(output)
+        running.pop()
+
+    handles: list[Any] = [module.register_forward_pre_hook(enters(name)) for name, module in model.named_modules()]
+    handles += [module.register_forward_hook(leave) for module in model.modules()]
+    try:
+        yield owner
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 # --- the edge -------------------------------------------------------------------------------------------------------
 
 
-def _checked_columns(problem: Problem, V: Tensor, dtypes: Sequence[torch.dtype] = ()) -> Real[Tensor, "columns params"]:
+def _checked_columns(
+    problem: Problem, V: Tensor, dtypes: Sequence[torch.dtype] = (), copies: int = 0
+) -> Real[Tensor, "columns params"]:
     if not isinstance(V, Tensor) or V.ndim not in (1, 2) or len(V) != problem.num_params:
         shape = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
         raise ValueError(f"expected a tensor of {problem.num_params} rows, one per parameter, got {shape}")
@@ -471,6 +590,8 @@ def _checked_columns(problem: Problem, V: Tensor, dtypes: Sequence[torch.dtype] 
         raise ValueError(
             f"the vectors are {V.dtype} on {V.device}, the model {problem.dtype} on {problem.device}: use .to()"
         )
+    if copies and V.ndim == 2:
+        check_fits(problem, V.shape[1], copies * V.itemsize, "columns of a product")
     return (V[None] if V.ndim == 1 else V.mT).detach().contiguous()
 
 
@@ -490,6 +611,16 @@ def _check_memory(side: int, device: torch.device) -> None:
         raise MemoryError(
             f"a dense float64 matrix of this size needs {needed:,} bytes and {available:,} are free: use products "
             "(`@`), .block(l, m) of smaller blocks, or an estimator such as LayerwiseTrace"
+        )
+
+
+def check_fits(problem: Problem, num_columns: int, bytes_per_entry: int, what: str) -> None:
+    """Raises MemoryError where so many vectors of parameters cannot be held, with the number that can."""
+    each, available = bytes_per_entry * problem.num_params, free_memory(problem.device)
+    if num_columns * each > available:
+        raise MemoryError(
+            f"{num_columns} {what} need {num_columns * each:,} bytes with all copies and {available:,} are free: "
+            f"{available // each} fit; ask for no more at a time, or use a smaller dtype"
         )
 
 

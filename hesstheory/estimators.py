@@ -7,19 +7,20 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from hesstheory.curvature import Curvature, hessian
+from hesstheory.curvature import Curvature, check_fits, hessian
 from hesstheory.problem import Problem
 
 if TYPE_CHECKING:
     import pandas as pd
 
+_BASIS_COPIES = 7  # of P × rank numbers that Hutch++ and XTrace hold at most: probes, products, their bases, a product
 _GROUP_ELEMENTS = 2**28  # entries of the probes held at once: a machine-independent choice, so that draws do not move
 
 
@@ -251,6 +252,8 @@ class Estimate:
     def __sub__(self, other: Estimate) -> Estimate:
         """The change of the traces, probe by probe: with the same probes in both (generators in the same state), what
         they have in common cancels, and the standard error is that of the change."""
+        if not isinstance(other, Estimate):
+            raise TypeError(f"an Estimate minus a {type(other).__name__}: subtract an Estimate, or use .value")
         if self.samples.shape != other.samples.shape or list(self.samples) != list(other.samples):
             raise ValueError(
                 f"{len(self.samples)} probes of {self.samples.shape[1]} blocks minus {len(other.samples)} probes of "
@@ -280,6 +283,7 @@ class LayerwiseTrace:
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
+        check_choices(self.probe, self.matrix)
 
     def __call__(
         self,
@@ -305,6 +309,7 @@ class BlockSeparatedTrace:
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
+        check_choices(self.probe, self.matrix)
 
     def __call__(
         self,
@@ -336,10 +341,12 @@ class HutchPP:
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
         check_num_probes(self.rank, "rank")
+        check_choices(self.probe, self.matrix)
 
-    def __call__(self, problem: Problem, generator: torch.Generator) -> Estimate:
+    def __call__(self, problem: Problem, generator: torch.Generator | None = None) -> Estimate:
         """Estimates with probes drawn from the generator, those of the basis first."""
         H, sample = self.matrix(problem), _sampler(self.probe, problem, generator)
+        check_fits(problem, min(self.rank, problem.num_params), _BASIS_COPIES * problem.dtype.itemsize, "of rank")
         Q = torch.linalg.qr(H @ sample(min(self.rank, problem.num_params)))[0].contiguous()
         HQ = H @ Q
         T = Q.mT @ HQ
@@ -373,10 +380,13 @@ class XTrace:
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
+        check_choices(self.probe, self.matrix)
 
-    def __call__(self, problem: Problem, generator: torch.Generator) -> Estimate:
+    def __call__(self, problem: Problem, generator: torch.Generator | None = None) -> Estimate:
         """Estimates with probes drawn from the generator."""
-        H, Z = self.matrix(problem), _sampler(self.probe, problem, generator)(self.num_probes)
+        H, sample = self.matrix(problem), _sampler(self.probe, problem, generator)
+        check_fits(problem, self.num_probes, _BASIS_COPIES * problem.dtype.itemsize, "of num_probes")
+        Z = sample(self.num_probes)
         Y = H @ Z
         Q, R = torch.linalg.qr(Y)
         Q = Q.contiguous()
@@ -412,7 +422,10 @@ def _by_block(problem: Problem, products: Float[Tensor, "params columns"]) -> Fl
 def _sampler(probe: Probe, problem: Problem, generator: torch.Generator | None) -> Callable[[int], Tensor]:
     """Draws probes on the device and in the dtype of the model."""
     if not isinstance(generator, torch.Generator):
-        raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)) or probes=: no global randomness")
+        raise TypeError(
+            "pass a torch.Generator (torch.Generator().manual_seed(...)), or probes= where an estimator takes them: no "
+            "global randomness"
+        )
     return lambda count: probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
 
 
@@ -439,10 +452,11 @@ def _probe_groups(
         return
     most = max(_GROUP_ELEMENTS // problem.num_params, 1)
     counts = [min(most, estimator.num_probes - start) for start in range(0, estimator.num_probes, most)]
-    if type(estimator.probe) is Rademacher and isinstance(
-        generator, torch.Generator
-    ):  # an eighth of the memory, an eighth of the time
-        yield from (estimator.probe.signs(problem.num_params, n, generator).to(problem.device) for n in counts)
+    # Signs take an eighth of the memory and an eighth of the time.
+    signs = estimator.probe.signs if type(estimator.probe) is Rademacher else None
+    check_fits(problem, counts[0], 2 if signs else 16 + problem.dtype.itemsize, "probes at a time")
+    if signs and isinstance(generator, torch.Generator):
+        yield from (signs(problem.num_params, n, generator).to(problem.device) for n in counts)
     else:
         yield from map(_sampler(estimator.probe, problem, generator), counts)
 
@@ -451,6 +465,16 @@ def check_num_probes(num_probes: int, name: str = "num_probes") -> None:
     """Raises ValueError unless it is a whole number of at least 1."""
     if isinstance(num_probes, bool) or not isinstance(num_probes, int | np.integer) or num_probes < 1:
         raise ValueError(f"{name} is {num_probes!r}: pass a whole number of at least 1")
+
+
+def check_choices(probe: Any, matrix: Any = hessian) -> None:
+    """Raises TypeError unless they are a probe, not its class, and a function that makes a matrix of a problem."""
+    if isinstance(probe, type):
+        raise TypeError(f"probe is the class {probe.__name__}: pass an instance, {probe.__name__}()")
+    if not isinstance(probe, Probe):
+        raise TypeError(f"probe is a {type(probe).__name__}: pass one with kurtosis and sample, such as Rademacher()")
+    if isinstance(matrix, Curvature) or not callable(matrix):
+        raise TypeError(f"matrix is {matrix!r}: pass a function of a problem, hesstheory.hessian or hesstheory.ggn")
 
 
 def _labelled(samples: Tensor, problem: Problem) -> pd.DataFrame:

@@ -8,11 +8,11 @@ their inputs and the slopes at their outputs (Goodfellow 2015; Li, Tramèr, Lian
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import or_
+from functools import cached_property, reduce
+from operator import add
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,21 +20,44 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from hesstheory.convolution import Geometry
-from hesstheory.curvature import free_memory, graph_values, residual
-from hesstheory.estimators import BlockSeparatedTrace, Estimate, LayerwiseTrace, Probe, Rademacher, check_num_probes
+from hesstheory.curvature import (
+    check_no_penalty,
+    check_twice_differentiable,
+    chunks,
+    free_memory,
+    graph_values,
+    keep_freed_memory,
+    obstacle,
+    owners,
+    residual,
+    second_derivatives,
+    vjp,
+)
+from hesstheory.estimators import (
+    BlockSeparatedTrace,
+    Estimate,
+    HadamardColumns,
+    LayerwiseTrace,
+    Probe,
+    Rademacher,
+    check_choices,
+    check_num_probes,
+)
 from hesstheory.problem import Batch, Problem, differentiating, graph_nodes, to_double
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Per-sample squared norms of the gradients of a module's tensors, from the slope at its output.
+# Per-sample squared norms of the gradients of a module's tensors, summed over the columns that lead the slopes at its
+# output.
 Norms = Callable[[Tensor], dict[str, Float[Tensor, " samples"]]]
 
 _CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
 _LARGE = 100_000  # parameters from which on a vector of them costs as much as a pass of one sample
+_TRIED = 3  # samples on which the rules and the premise of equal traces are tried
 _KEPT = 3  # times the values of the forward graph that are held at most: these, the slopes, patches and Gram matrices
 
 
@@ -48,26 +71,66 @@ class NotConvex(ValueError):
 def loss_root(problem: Problem, outputs: Tensor, batch: Batch) -> Float[Tensor, "samples outputs rank"]:
     """S_n with S_n S_nᵀ = ∂²loss/∂f_n², columns that are zero for all samples left out: C − 1 for cross-entropy.
 
-    For any loss, by an eigendecomposition of each sample's Hessian in its outputs. Raises `NotConvex`, and ValueError
-    where the loss couples samples.
+    For any loss, by an eigendecomposition of each sample's Hessian in its outputs, which makes columns orthogonal.
+    Raises `NotConvex`, `NotTwiceDifferentiable`, and ValueError where the loss couples samples.
     """
-    H, scale = _loss_hessians(problem, outputs, batch)
-    values, vectors = torch.linalg.eigh((H + H.mT).double() / 2)
+    return _orthogonal_root(*_loss_hessians(problem, outputs, batch)).to(outputs.dtype)
+
+
+def _cheapest_root(
+    problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False
+) -> Float[Tensor, "samples outputs rank"]:
+    """As `loss_root`, but for the columns, which are not orthogonal where the loss is that of a softmax."""
+    H, scale = _loss_hessians(problem, outputs, batch, no_penalty)
+    root = _softmax_root(H, outputs.detach().to(H.dtype))
+    return (_orthogonal_root(H, scale) if root is None else root).to(outputs.dtype)
+
+
+def _orthogonal_root(
+    H: Float[Tensor, "samples outputs outputs"], scale: Callable[[], float]
+) -> Float[Tensor, "samples outputs rank"]:
+    values, vectors = torch.linalg.eigh(H.double())
     rounding = 1e3 * H.shape[1] * torch.finfo(H.dtype).eps
-    if float(values.min()) < -rounding * scale:
+    if float(values.min()) < -rounding * scale():
         raise NotConvex(
             f"the loss is not convex in the outputs (curvature {float(values.min()):.3g}): the Gauss-Newton matrix "
             "is then no sum of squares; use hessian(problem) with an estimator"
         )
     root = vectors * values.clamp(min=0).sqrt()[:, None]
-    kept: Tensor = root[..., values.amax(0) > rounding * values.abs().max()].to(outputs.dtype)
+    kept: Tensor = root[..., values.amax(0) > rounding * values.abs().max()]
     return kept
 
 
+def _softmax_root(
+    H: Float[Tensor, "samples outputs outputs"], outputs: Float[Tensor, "samples outputs"]
+) -> Float[Tensor, "samples outputs rank"] | None:
+    """Cholesky's factor of c(diag(p) − ppᵀ), p = softmax(f), without a difference (Tanabe and Sagae 1992).
+
+    Column j is √(p_j/q_j₋₁) (√q_j at j, −p_i/√q_j below) with the tails q_j = Σ_{k>j} p_k. None where an entry of an
+    H_n is not that up to rounding.
+    """
+    if outputs.ndim != 2 or H.shape[1] < 2:
+        return None
+    p, eps, tiny = outputs.log_softmax(1).exp(), torch.finfo(H.dtype).eps, torch.finfo(H.dtype).tiny
+    second = p.topk(2).indices[:, 1:]  # where 1 − p is no difference of near numbers
+    c = (H.diagonal(dim1=1, dim2=2) / (p * (1 - p))).gather(1, second)
+    size = p[:, :, None] * p[:, None]
+    error = torch.addcmul(H, c[:, :, None], size)
+    error.diagonal(dim1=1, dim2=2).sub_(c * p)
+    size.diagonal(dim1=1, dim2=2).add_(p)
+    if not bool((error.abs_() <= size.mul_(256 * eps * c[:, :, None])).all()):
+        return None
+    tails = p.flip(1).cumsum(1).flip(1).clamp(min=tiny)  # from j on
+    before, after = tails[:, :-1], tails[:, 1:]
+    L = torch.tril(-p[:, :, None] / after.sqrt()[:, None], -1)
+    L.diagonal(dim1=1, dim2=2).copy_(after.sqrt())
+    return L.mul_((c * p[:, :-1] / before).sqrt()[:, None])
+
+
 def _loss_hessians(
-    problem: Problem, outputs: Tensor, batch: Batch
-) -> tuple[Float[Tensor, "samples outputs outputs"], float]:
-    """∂²loss/∂f_n² of every sample, and the curvature whose rounding it carries.
+    problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False
+) -> tuple[Float[Tensor, "samples outputs outputs"], Callable[[], float]]:
+    """∂²loss/∂f_n² of every sample, and what tells the curvature whose rounding it carries.
 
     In float64 where the loss allows: where a softmax is sure, its small curvature is a difference of terms of the size
     that they have at outputs of zero, and that is the scale of its rounding.
@@ -75,39 +138,51 @@ def _loss_hessians(
     outputs, original = outputs.detach(), batch
     try:
         batch = (batch[0], tree_map(to_double, batch[1]))
-        slope, leaf = _slope(problem, outputs.double(), batch)
+        slope, leaf = _slope(problem, outputs.double(), batch, no_penalty)
     except (RuntimeError, TypeError):  # it holds float32 weights of its own
         batch = original
-        slope, leaf = _slope(problem, outputs, batch)
-    D = slope.shape[1]
+        slope, leaf = _slope(problem, outputs, batch, no_penalty)
+    N, D = slope.shape
     if not slope.requires_grad:
-        return leaf.new_zeros(len(leaf), D, D), 0.0
-    _check_samples_apart(slope, leaf)
-    rows = [torch.autograd.grad(slope[:, d].sum(), leaf, retain_graph=True)[0] for d in range(D)]
-    H, sizes = torch.stack(rows, 1).reshape(len(leaf), D, D), []
-    with suppress(ValueError):  # a loss that has no value there, such as one of log outputs
-        flat, zero = _slope(problem, torch.zeros_like(leaf), batch)
-        sizes.append(float(torch.autograd.grad(flat[:, 0].sum(), zero)[0].abs().max()) if flat.requires_grad else 0.0)
-    return H, max([float(H.abs().max()), *(size for size in sizes if math.isfinite(size))])
-
-
-def _slope(problem: Problem, outputs: Tensor, batch: Batch) -> tuple[Float[Tensor, "samples outputs"], Tensor]:
-    """The slope of the loss at given outputs, with its graph, and the leaf that holds them."""
-    leaf = outputs.clone().requires_grad_()
-    with differentiating():
-        (slope,) = torch.autograd.grad(problem.loss_of(leaf, batch), [leaf], create_graph=True)
-    return slope.reshape(len(leaf), -1), leaf
-
-
-def _check_samples_apart(slope: Tensor, leaf: Tensor) -> None:
-    if len(leaf) < 2:
-        return
-    (bent,) = torch.autograd.grad(slope[0].sum(), leaf, retain_graph=True)
-    if bool(bent[1:].any()):
+        return leaf.new_zeros(N, D, D), lambda: 0.0
+    units = leaf.new_zeros(D + 1, N, D)
+    units[:D] = torch.eye(D, dtype=leaf.dtype, device=leaf.device)[:, None]
+    units[D, 0] = 1.0  # the first sample alone, which no other one may feel
+    bent = torch.zeros_like(units)
+    for part in chunks(D + 1, slope.numel()):
+        (rows,) = vjp([slope], [units[part]], [leaf])
+        if rows is not None:
+            bent[part] = rows.reshape(-1, N, D)
+    if bool(bent[D, 1:].any()):
         raise ValueError(
             "the loss of a sample depends on the outputs of another one (contrastive, or normalised over the batch): "
             "no sum over samples of squares is its Gauss-Newton matrix; use ggn(problem) with an estimator"
         )
+    H = (bent[:D].transpose(0, 1) + bent[:D].permute(1, 2, 0)) / 2
+
+    def scale() -> float:
+        here, flat = float(H.abs().max()), None
+        with suppress(ValueError):  # a loss that has no value there, such as one of log outputs
+            slope, zero = _slope(problem, torch.zeros_like(leaf), batch)
+            (flat,) = vjp([slope[:, 0].sum()], [slope.new_ones(1)], [zero])
+        there = 0.0 if flat is None else float(flat.abs().max())
+        return max(here, there) if math.isfinite(there) else here
+
+    return H, scale
+
+
+def _slope(
+    problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False
+) -> tuple[Float[Tensor, "samples outputs"], Tensor]:
+    """The slope of the loss at given outputs, with its graph, and the leaf that holds them."""
+    leaf = outputs.clone().requires_grad_()
+    loss = problem.loss_of(leaf, batch)
+    check_twice_differentiable(loss)
+    if no_penalty:
+        check_no_penalty(problem, loss)
+    with differentiating():
+        (slope,) = torch.autograd.grad(loss, [leaf], create_graph=True)
+    return slope.reshape(len(leaf), -1), leaf
 
 
 # --- per-sample gradients ---------------------------------------------------------------------------------------------
@@ -154,6 +229,7 @@ class Linearised:
     """Outputs of one batch with their graph, and how the gradients of single samples are found for every tensor."""
 
     problem: Problem
+    batch: Batch
     outputs: Tensor
     edges: tuple[GradientEdge, ...]
     norms: tuple[Norms, ...]
@@ -161,65 +237,124 @@ class Linearised:
     others: tuple[str, ...]
 
     def with_rules_for(self, trusted: frozenset[str]) -> Linearised:
-        """The same with the rules that cover trusted tensors alone."""
-        kept = [i for i, names in enumerate(self.ruled) if trusted.issuperset(names)]
-        dropped = [name for i, names in enumerate(self.ruled) if i not in kept for name in names]
+        """The same with rules for trusted tensors alone."""
+        kept = [i for i, names in enumerate(self.ruled) if not trusted.isdisjoint(names)]
         return replace(
             self,
             edges=tuple(self.edges[i] for i in kept),
             norms=tuple(self.norms[i] for i in kept),
-            ruled=tuple(self.ruled[i] for i in kept),
-            others=(*self.others, *dropped),
+            ruled=tuple(tuple(name for name in self.ruled[i] if name in trusted) for i in kept),
+            others=(*self.others, *(name for names in self.ruled for name in names if name not in trusted)),
         )
 
-    def wrong_in(self, row: int) -> set[str]:
-        """Tensors whose rule is wrong about one row of the outputs, beside an ordinary backward pass."""
+    def trusted(self) -> frozenset[str]:
+        """Tensors whose rule gives the squared gradients of single rows of the outputs, tried beside plain gradients.
+
+        One row tells; another one is tried for tensors whose gradient is zero there, and what no row tells is not
+        trusted.
+        """
+        untold, right = {name for names in self.ruled for name in names}, set[str]()
+        for row in range(len(self.outputs))[: -_TRIED - 1 : -1]:
+            told = self._told_by(row) if untold else {}
+            right |= {name for name in untold & told.keys() if told[name]}
+            untold -= told.keys()
+        return frozenset(right)
+
+    def _told_by(self, row: int) -> dict[str, bool]:
+        """Whether the rule is right about one row of the outputs, for the tensors that have a gradient there."""
         alone = torch.zeros_like(self.outputs)
-        alone[row] = (
-            torch.arange(1, alone[row].numel() + 1, device=alone.device).to(alone).cos().reshape(alone[row].shape)
-        )
-        by_rule, plain = replace(self, others=()).squared_norms(alone), self.squared_norm_of_sum(alone)
-        wrong, bound = set(), torch.finfo(alone.dtype).eps ** 0.5
-        for name in (name for names in self.ruled for name in names):
-            expected = alone.new_zeros(len(alone))
-            expected[row] = plain[name].sum() if name in plain else 0.0
-            found = by_rule.get(name, torch.zeros_like(expected))
-            if found.shape != expected.shape or bool((found - expected).abs().max() > bound * expected.max()):
-                wrong.add(name)
-        return wrong
+        alone[row] = _generic(alone[row])
+        names = [name for names in self.ruled for name in names]
+        inputs: Any = [*self.edges, *(self.problem.params[name] for name in names)]
+        found = torch.autograd.grad(self.outputs, inputs, alone, retain_graph=True, allow_unused=True)
+        by_rule = self._summed([None if slope is None else slope[None] for slope in found[: len(self.edges)]])
+        none, wrong = alone.new_zeros(len(alone)), alone.new_full((len(alone),), math.nan)
+        rows = [by_rule.get(name, none) for name in names]
+        squares = torch.stack([row if row.shape == none.shape else wrong for row in rows])
+        plain = torch.stack([none[0] if g is None else _square(g) for g in found[len(self.edges) :]])
+        expected = torch.zeros_like(squares)
+        expected[:, row] = plain
+        bound = torch.finfo(alone.dtype).eps ** 0.5 * plain
+        right = ((squares - expected).abs().amax(1) <= bound).tolist()
+        told = ((squares != 0).any(1) | (plain != 0)).tolist()
+        return {name: is_right for name, is_right, is_told in zip(names, right, told, strict=True) if is_told}
 
     def squared_norms(self, cotangent: Tensor) -> dict[str, Float[Tensor, " samples"]]:
         """‖J_nᵀ u_n‖² of every sample n and tensor, for cotangents u of the shape of the outputs."""
-        found: dict[str, Tensor] = {}
-        if self.edges:
-            slopes = torch.autograd.grad(
-                self.outputs, self.edges, cotangent, retain_graph=True, allow_unused=True, materialize_grads=False
-            )
-            for norms, slope in zip(self.norms, slopes, strict=True):
-                if slope is not None:
-                    found |= norms(slope)
-        if self.others:
-            found |= self._one_by_one(cotangent)
+        return self.squared_norms_of_all(cotangent[None])
+
+    def squared_norms_of_all(self, cotangents: Float[Tensor, "columns ..."]) -> dict[str, Float[Tensor, " samples"]]:
+        """Σ_k ‖J_nᵀ u_kn‖² of every sample n and tensor; many columns go through a small graph at once."""
+        found = dict[str, Tensor]()
+        for part in chunks(len(cotangents), self.pushed_values):
+            if self.edges:
+                _add(found, self._summed(vjp([self.outputs], [cotangents[part]], self.edges)))
+        for cotangent in cotangents if self.others else ():
+            _add(found, self._one_by_one(cotangent))
         return found
+
+    def _summed(self, slopes: Sequence[Tensor | None]) -> dict[str, Float[Tensor, " samples"]]:
+        """What the rules make of the slopes at the outputs of their modules."""
+        found = dict[str, Tensor]()
+        for norms, names, slope in zip(self.norms, self.ruled, slopes, strict=True):
+            if slope is not None:
+                found |= {name: squares for name, squares in norms(slope).items() if name in names}
+        return found
+
+    @cached_property
+    def pushed_values(self) -> int:
+        """Values of the graph that a backward pass goes through, but for parameters and their transposes."""
+        nodes = list(graph_nodes(self.outputs))
+        leaves = {node for node in nodes if hasattr(node, "variable")}
+        values = (
+            math.prod(metadata.shape)
+            for node in nodes
+            if node not in leaves and not {parent for parent, _ in node.next_functions} <= leaves
+            for metadata in getattr(node, "_input_metadata", ())
+        )
+        return sum(values)
 
     def squared_norm_of_sum(self, cotangent: Tensor) -> dict[str, Tensor]:
         """‖Σ_n J_nᵀ u_n‖² of every tensor, from one ordinary backward pass."""
-        params = self.problem.params
-        rows = torch.autograd.grad(self.outputs, list(params.values()), cotangent, retain_graph=True, allow_unused=True)
-        return {name: row.square() for name, row in zip(params, rows, strict=True) if row is not None}
+        return {name: _square(row) for name, row in self._rows(tuple(self.problem.params), cotangent).items()}
+
+    def _rows(self, names: Sequence[str], cotangent: Tensor) -> dict[str, Tensor]:
+        """Σ_n J_nᵀ u_n of the tensors that the outputs depend on."""
+        params = [self.problem.params[name] for name in names]
+        rows = torch.autograd.grad(self.outputs, params, cotangent, retain_graph=True, allow_unused=True)
+        return {name: row for name, row in zip(names, rows, strict=True) if row is not None}
 
     def _one_by_one(self, cotangent: Tensor) -> dict[str, Tensor]:
-        """The same for tensors without a rule: one backward pass for every sample."""
-        params = [self.problem.params[name] for name in self.others]
+        """The same for tensors without a rule: one backward pass for every sample.
+
+        Tensors for which a generic sum over the samples is zero have a zero gradient in every sample.
+        """
         found = {name: cotangent.new_zeros(len(cotangent)) for name in self.others}
-        for n in range(len(cotangent)):
+        weights = 1.5 + _generic(cotangent.new_empty(len(cotangent), *[1] * (cotangent.ndim - 1)))
+        alive = [name for name, row in self._rows(self.others, weights * cotangent).items() if bool(row.any())]
+        for n in range(len(cotangent) if alive else 0):
             alone = torch.zeros_like(cotangent)
             alone[n] = cotangent[n]
-            rows = torch.autograd.grad(self.outputs, params, alone, retain_graph=True, allow_unused=True)
-            for name, row in zip(self.others, rows, strict=True):
-                if row is not None:
-                    found[name][n] = row.square().sum()
+            for name, row in self._rows(alive, alone).items():
+                found[name][n] = _square(row)
         return found
+
+
+def _add(found: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
+    for name, squares in more.items():
+        found[name] = found[name] + squares if name in found else squares
+
+
+def _square(row: Tensor) -> Tensor:
+    """‖row‖², line by line, which is faster by far than the norm of all."""
+    lines = row.reshape(len(row) if row.ndim > 1 else 1, -1)
+    square: Tensor = torch.linalg.vector_norm(lines, dim=1).square().sum()
+    return square
+
+
+def _generic(like: Tensor) -> Tensor:
+    """Numbers between −1 and 1 that no structure of a network has."""
+    return torch.arange(1, like.numel() + 1, device=like.device).to(like).cos().reshape(like.shape)
 
 
 def linearised(problem: Problem, batch: Batch, trusted: frozenset[str] | None = None) -> Linearised:
@@ -233,20 +368,25 @@ def rules_that_hold(problem: Problem) -> frozenset[str]:
 
     A rule takes the rows of a module's input for those of the outputs and the module's output for W·x + b. A model that
     folds, transposes, averages or broadcasts the batch, a hook, a patched `forward` or a weight used elsewhere breaks
-    that. The few samples that are tried come from the largest batch, or are all of it where the model takes no fewer.
+    that.
     """
-    largest = problem.with_batches([max(zip(problem.batch_sizes, problem.batches, strict=True), key=lambda b: b[0])[1]])
+    return _first_samples(problem).trusted()
+
+
+def _first_samples(problem: Problem) -> Linearised:
+    """The first few samples of the largest batch, or all of it where the model takes no fewer."""
+    if not isinstance(problem, Problem):
+        raise TypeError(f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)")
+    largest = problem.largest()
     try:
-        few = largest.head(3)
-        line = _by_rules(few, few.batches[0])
+        few = largest.head(_TRIED)
+        return _by_rules(few, few.batches[0])
     except (RuntimeError, ValueError, IndexError):
-        line = _by_rules(largest, largest.batches[0])
-    rows = len(line.outputs)
-    wrong = {name for row in {rows // 2, rows - 1} for name in line.wrong_in(row)}
-    return frozenset(name for names in line.ruled for name in names if name not in wrong)
+        return _by_rules(largest, largest.batches[0])
 
 
 def _by_rules(problem: Problem, batch: Batch) -> Linearised:
+    keep_freed_memory()
     with _recorded(problem.model) as calls:
         outputs = problem.outputs(batch)
     if not isinstance(outputs, Tensor):
@@ -266,7 +406,7 @@ def _by_rules(problem: Problem, batch: Batch) -> Linearised:
         ruled.append(tuple(wanted.values()))
     covered = {name for some in ruled for name in some}
     reached = [name for name, p in problem.params.items() if uses.get(id(p), 0) and name not in covered]
-    return Linearised(problem, outputs, tuple(edges), tuple(rules), tuple(ruled), tuple(reached))
+    return Linearised(problem, batch, outputs, tuple(edges), tuple(rules), tuple(ruled), tuple(reached))
 
 
 def _uses(outputs: Tensor) -> dict[int, int]:
@@ -290,31 +430,43 @@ def _of_products(A: Float[Tensor, samples in positions], num_out: int, groups: i
     ‖δAᵀ‖² = ⟨δᵀδ, AᵀA⟩, which is cheaper where there are fewer positions than entries; AᵀA serves all columns.
     """
     B, I, T = A.shape
-    A, out, inside = A.reshape(B, groups, I // groups, T), num_out // groups, I // groups
+    A, inside = A.reshape(B, groups, I // groups, T), I // groups
 
     def cut(slope: Float[Tensor, "samples out positions"]) -> Tensor:
-        return slope.reshape(B, groups, out, T)
+        return slope.reshape(B, groups, -1, T)
 
     if T == 1:
         squares = A.square().sum((2, 3))
         return lambda slope: (cut(slope).square().sum((2, 3)) * squares).sum(1)
-    if inside > T and 4 * out * inside >= T * T:
+    if inside > T and 4 * num_out // groups * inside >= T * T:
         gram = A.mT @ A  # all that is kept of A
         return lambda slope: ((cut(slope).mT @ cut(slope)) * gram).sum((1, 2, 3))
-    chunk = max(_CHUNK_BYTES // (groups * out * inside * A.element_size()), 1)
-    rows = torch.split(A, chunk)
-    return lambda slope: torch.cat(
-        [(d @ a.mT).square().sum((1, 2, 3)) for d, a in zip(torch.split(cut(slope), chunk), rows, strict=True)]
-    )
+
+    def by_gradient(slope: Tensor) -> Tensor:
+        size = max(_CHUNK_BYTES // (slope[0].numel() // T * inside * A.element_size()), 1)
+        parts = zip(torch.split(cut(slope), size), torch.split(A, size), strict=True)
+        return torch.cat([(d @ a.mT).square().sum((1, 2, 3)) for d, a in parts])
+
+    return by_gradient
 
 
 def _linear(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms | None:
+    if x.ndim == 2:
+        sizes = {"weight": torch.linalg.vector_norm(x, dim=1).square(), "bias": x.new_ones(len(x))}
+        factors = {name: sizes[attribute] for attribute, name in names.items()}
+
+        def of_rows(slopes: Tensor) -> dict[str, Tensor]:
+            squares = torch.linalg.vector_norm(slopes, dim=2).square().sum(0)
+            return {name: squares * factor for name, factor in factors.items()}
+
+        return of_rows
     if x.ndim < 2:
         return None
     of_weight = _of_products(x.reshape(len(x), -1, x.shape[-1]).mT, module.out_features)
 
-    def norms(slope: Tensor) -> dict[str, Tensor]:
-        D = slope.reshape(len(slope), -1, slope.shape[-1]).mT
+    def norms(slopes: Tensor) -> dict[str, Tensor]:
+        # Columns lie side by side as further outputs.
+        D = slopes.reshape(len(slopes), len(x), -1, slopes.shape[-1]).permute(1, 0, 3, 2).flatten(1, 2)
         found = {}
         if "weight" in names:
             found[names["weight"]] = of_weight(D)
@@ -330,14 +482,14 @@ def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, names: dict[str, str]
         return None
     of_weight: list[Callable[[Tensor], Tensor]] = []
 
-    def norms(slope: Tensor) -> dict[str, Tensor]:
+    def norms(slopes: Tensor) -> dict[str, Tensor]:
         found = {}
         if "weight" in names:
             if not of_weight:
-                of_weight.append(_of_kernel(module, x, math.prod(slope.shape[2:])))
-            found[names["weight"]] = of_weight[0](slope)
+                of_weight.append(_of_kernel(module, x, math.prod(slopes.shape[3:])))
+            found[names["weight"]] = reduce(add, map(of_weight[0], slopes))
         if "bias" in names:
-            found[names["bias"]] = slope.flatten(2).sum(2).square().sum(1)
+            found[names["bias"]] = slopes.flatten(3).sum(3).square().sum((0, 2))
         return found
 
     return norms
@@ -373,15 +525,15 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, names: dict[str, str]) -> Nor
         return None
     mean, scale = module.running_mean, (module.running_var + module.eps).rsqrt()
 
-    def norms(slope: Tensor) -> dict[str, Tensor]:
-        found = {}
-        of_bias = slope.reshape(*x.shape[:2], -1).sum(2)
+    def norms(slopes: Tensor) -> dict[str, Tensor]:
+        found, rows = dict[str, Tensor](), (len(slopes), *x.shape[:2], -1)
+        of_bias = slopes.reshape(rows).sum(3)
         if "weight" in names:
             # Σ δ·(x − mean)/deviation, without holding the normalised input of every batch norm.
-            of_weight = ((slope * x).reshape(*x.shape[:2], -1).sum(2) - mean * of_bias) * scale
-            found[names["weight"]] = of_weight.square().sum(1)
+            of_weight = ((slopes * x).reshape(rows).sum(3) - mean * of_bias) * scale
+            found[names["weight"]] = of_weight.square().sum((0, 2))
         if "bias" in names:
-            found[names["bias"]] = of_bias.square().sum(1)
+            found[names["bias"]] = of_bias.square().sum((0, 2))
         return found
 
     return norms
@@ -395,9 +547,9 @@ def _embedding(module: nn.Embedding, x: Tensor, names: dict[str, str]) -> Norms 
     if module.padding_idx is not None:
         same = same * (tokens != module.padding_idx)[:, None]
 
-    def norms(slope: Tensor) -> dict[str, Tensor]:
-        D = slope.reshape(len(slope), -1, slope.shape[-1])
-        return {names["weight"]: ((D @ D.mT) * same).sum((1, 2))}
+    def norms(slopes: Tensor) -> dict[str, Tensor]:
+        D = slopes.reshape(len(slopes), *tokens.shape, -1)
+        return {names["weight"]: ((D @ D.mT) * same).sum((0, 2, 3))}
 
     return norms
 
@@ -416,147 +568,51 @@ _RULES: dict[type[nn.Module], _Rule] = {
 
 
 class NotPiecewiseLinear(ValueError):
-    """The outputs are not piecewise linear in every single parameter, so that tr H_ll and tr G_ll differ (claim G3)."""
+    """The outputs are not known to be piecewise linear in every single parameter: tr H_ll may not be tr G_ll (G3)."""
 
 
-_LINEAR = frozenset(
-    """AccumulateGrad Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose Squeeze
-    Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind Clone ToCopy Alias
-    AsStrided Diagonal AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd
-    Roll Flip Repeat Unfold Im2Col Col2Im Embedding UpsampleNearest2D UpsampleBilinear2D PixelShuffle MaskedFill
-    ReflectionPad2D ReplicationPad2D Movedim Swapaxes Detach""".split()  # noqa: SIM905
-)
-_PIECEWISE = frozenset(
-    """Relu LeakyRelu Threshold Hardtanh Clamp ClampMin ClampMax Abs MaxPool2DWithIndices MaxPool3DWithIndices
-    AdaptiveMaxPool2D AdaptiveMaxPool3D Max Min Amax Amin Maximum Minimum Sort Topk Where Hardshrink
-    Softshrink""".split()  # noqa: SIM905
-)
-_PRODUCTS = frozenset(
-    """Mul Mm Bmm Addmm Addbmm Baddbmm Mv Addmv Dot Linear Convolution MkldnnConvolution NativeBatchNorm CudnnBatchNorm
-    PreluKernel""".split()  # noqa: SIM905
-)
-
-
-def _obstacle(outputs: Tensor) -> tuple[Any, str] | None:
-    """The first operation that bends the outputs in a single parameter, with the reason; None where there is none.
-
-    An operation is affine in each parameter if it is linear, or piecewise so, in what depends on parameters, or a
-    product of factors that depend on different ones.
-    """
-    bits: dict[int, int] = {}
-    depends: dict[Any, int] = {None: 0}
-    for node in _parents_first(outputs.grad_fn):
-        operands = [depends[parent] for parent, _ in node.next_functions]
-        name = node.name().partition("Backward")[0].rpartition("::")[2].rstrip("0123456789")
-        if name.endswith("AccumulateGrad"):
-            depends[node] = 1 << bits.setdefault(id(node.variable), len(bits))
-            continue
-        union = reduce(or_, operands, 0)
-        depends[node] = union
-        if union and hasattr(type(node), "_forward_cls"):
-            return node, f"{name} is a torch.autograd.Function of your own, of which nothing is known"
-        if not union or name in _LINEAR or name in _PIECEWISE:
-            continue
-        if name == "Div" and len(operands) > 1 and not operands[1]:
-            continue
-        if name not in _PRODUCTS and not (name == "Div" and len(operands) == 1):
-            return node, f"{name} is not known to be piecewise linear"
-        if getattr(node, "_saved_training", False):
-            return node, f"{name} is in train mode and divides by a deviation that depends on parameters"
-        seen = 0
-        for operand in operands:
-            if seen & operand:
-                return node, f"{name} multiplies two values that depend on the same parameters (a tie in series?)"
-            seen |= operand
-    return None
-
-
-def _parents_first(root: Any) -> Iterator[Any]:
-    """Every node of a graph after all that it is computed from."""
-    done: set[Any] = {None}
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        if node in done:
-            stack.pop()
-            continue
-        if open_ones := [parent for parent, _ in node.next_functions if parent not in done]:
-            stack.extend(open_ones)
-            continue
-        done.add(node)
-        stack.pop()
-        yield node
-
-
-def _check_piecewise_linear(problem: Problem, batch: Batch, outputs: Tensor) -> None:
-    if outputs.grad_fn is None or _obstacle(outputs) is None:
+def _check_piecewise_linear(line: Linearised) -> None:
+    if line.outputs.grad_fn is None or obstacle(line.outputs) is None:
         return
-    with _owners(problem.model) as owner:
-        found = _obstacle(problem.outputs(batch))
+    problem = line.problem
+    with owners(problem.model) as owner:
+        found = obstacle(problem.outputs(line.batch))
     assert found is not None
     node, reason = found
     where = owner.get(node, "")
     kind = type(problem.model.get_submodule(where)).__name__
     raise NotPiecewiseLinear(
-        f"tr H and tr G differ: in module {where!r} ({kind}), {reason}; pass target='ggn' for the exact Gauss-Newton "
+        f"tr H may not be tr G: in module {where!r} ({kind}), {reason}; pass target='ggn' for the exact Gauss-Newton "
         "traces, or estimate tr H"
     )
 
 
-@contextmanager
-def _owners(model: nn.Module) -> Iterator[dict[Any, str]]:
-    """Names of the innermost modules whose forward pass makes the nodes of a graph."""
-    owner: dict[Any, str] = {}
-    running: list[str] = []
-
-    def claim(values: Any) -> None:
-        for value in tree_leaves(values):
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                for node in graph_nodes(value):
-                    owner.setdefault(node, running[-1] if running else "")
-
-    def enters(name: str) -> Callable[..., None]:
-        def enter(module: nn.Module, args: Any) -> None:
-            claim(args)
-            running.append(name)
-
-        return enter
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        claim(output)
-        running.pop()
-
-    handles: list[Any] = [module.register_forward_pre_hook(enters(name)) for name, module in model.named_modules()]
-    handles += [module.register_forward_hook(leave) for module in model.modules()]
-    try:
-        yield owner
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _spot_check(problem: Problem) -> None:
-    """R_ii = 0 beside the other entries of its row for the first few samples, at three parameters of a small network
-    and at one of a large one, whose products cost a gradient each: what the graph does not show may show here."""
-    params, spans = list(problem.params.values()), list(problem.offsets.values())
-    try:
-        (_, push), *_ = residual(problem.head(3)).pushes()
-    except (RuntimeError, IndexError):  # a model for whole batches alone
-        (_, push), *_ = residual(problem).pushes()
-    P = problem.num_params
+def _check_no_bend(line: Linearised) -> None:
+    """∂²⟨u, f⟩/∂θ_i² = 0 up to rounding for a generic u, at three parameters of a small network and at one of a large
+    one, whose second derivative costs more than a gradient: what the graph does not show may show here."""
+    params, spans = list(line.problem.params.values()), list(line.problem.offsets.values())
+    P, u, eps = line.problem.num_params, _generic(line.outputs), torch.finfo(line.problem.dtype).eps
     for i in sorted({P // 4, P // 2, 3 * P // 4} if P < _LARGE else {P // 2}):
-        j = next(j for j, (_, stop) in enumerate(spans) if i < stop)
-        tangents: list[Tensor | None] = [None] * len(params)
-        unit = tangents[j] = torch.zeros_like(params[j])[None]
-        unit.view(-1)[i - spans[j][0]] = 1.0
-        (row,) = push(tangents, [j])
-        if row is not None:
-            entry = float(row.reshape(-1)[i - spans[j][0]])
-            if abs(entry) > torch.finfo(problem.dtype).eps ** 0.5 * float(row.abs().max()):
-                raise NotPiecewiseLinear(
-                    f"tr H and tr G differ although the graph looks piecewise linear: H_ii − G_ii = {entry:.3g} at "
-                    f"parameter {i} for the first samples; pass target='ggn'"
-                )
+        p, start = next((p, start) for p, (start, stop) in zip(params, spans, strict=True) if i < stop)
+        with second_derivatives():
+            (g,) = torch.autograd.grad(line.outputs, [p], u, create_graph=True, allow_unused=True)
+        if g is None or not g.requires_grad:
+            continue
+        (row,) = vjp([g.reshape(-1)[i - start]], [g.new_ones(1)], [p])
+        if row is None:
+            continue
+        slope, bend = float(g.detach().reshape(-1)[i - start]), float(row.reshape(-1)[i - start])
+        # Over the length of the parameters a bend of rounding changes the slope by rounding.
+        if bend and abs(bend) > max(eps**0.5 * _largest(row), 32 * eps * abs(slope) / (_largest(p) or 1.0)):
+            raise NotPiecewiseLinear(
+                f"tr H may not be tr G although the graph looks piecewise linear: in parameter {i} a combination of "
+                f"the outputs of the first samples has the slope {slope:.3g} and the second derivative {bend:.3g}; "
+                "pass target='ggn', or estimate tr H"
+            )
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.detach().abs().max())
 
 
 # --- traces -----------------------------------------------------------------------------------------------------------
@@ -565,45 +621,56 @@ def _spot_check(problem: Problem) -> None:
 def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     """Exact traces by block, tr G_ll = Σ_b (n_b/N) Σ_n ‖S_nᵀ J_nl‖², in as many backward passes as S has columns.
 
-    With `target="hessian"` the premise that tr H_ll = tr G_ll is verified on the graph of every batch and by Hessian
-    products (claims G1, G3), and `NotPiecewiseLinear` names the module where it fails; `target="ggn"` always works. The
-    name of the Series says which matrix it is.
+    With `target="hessian"` the premise that tr H_ll = tr G_ll is verified on the graph of every batch and by second
+    derivatives (claims G1, G3); `target="ggn"` needs no premise. The name of the Series says which matrix it is.
+
+    Raises `NotPiecewiseLinear`, which names the module where the premise is not known to hold, for "hessian" alone;
+    for both `NotConvex` where the loss is not convex in the outputs, `NotTwiceDifferentiable` where it has no second
+    derivative, ValueError where it couples samples and MemoryError where a single sample is too large.
     """
     if target not in ("hessian", "ggn"):
         raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
-    problem, of_tensor = fitted(problem), dict.fromkeys(problem.params, 0.0)
-    trusted = rules_that_hold(problem)
+    few = _first_samples(problem)
+    problem, of_tensor = fitted(problem, few), dict.fromkeys(problem.params, 0.0)
+    if target == "hessian":
+        _check_piecewise_linear(few)
+        _check_no_bend(few)
+    trusted = few.trusted()
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch, trusted)
         if target == "hessian":
-            _check_piecewise_linear(problem, batch, line.outputs)
-        for column in loss_root(problem, line.outputs, batch).unbind(2):
-            for name, norms in line.squared_norms(column.reshape(line.outputs.shape)).items():
-                of_tensor[name] += weight * float(norms.sum(dtype=torch.float64))
-    if target == "hessian":
-        _spot_check(problem)
+            _check_piecewise_linear(line)
+        columns = _cheapest_root(problem, line.outputs, batch, no_penalty=target == "hessian").movedim(2, 0)
+        found = line.squared_norms_of_all(columns.reshape(-1, *line.outputs.shape))
+        sums = torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
+        for name, square in zip(found, sums, strict=True):
+            of_tensor[name] += weight * square
     return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
 
 
-def fitted(problem: Problem) -> Problem:
+def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
     """The same risk in batches that half of the free memory holds together with what a trace keeps of them.
 
-    Raises MemoryError, with the bytes, where a single sample is too large.
+    Judged by the first samples of the largest batch: all samples are taken to be of their size. Raises MemoryError,
+    with the bytes, where a single sample is too large.
     """
-    if not isinstance(problem, Problem):
-        raise TypeError(f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)")
-    largest = problem.with_batches([max(zip(problem.batch_sizes, problem.batches, strict=True), key=lambda b: b[0])[1]])
+    few = _first_samples(problem) if few is None else few
+    budget, one = free_memory(problem.device) // 2, few.outputs[:1]
+
+    def bytes_of(values: int) -> int:
+        """Of so many values of a graph, and of the loss Hessian of a sample in its outputs with its root."""
+        return _KEPT * (problem.dtype.itemsize * max(values, 1) + 8 * one.numel() ** 2)
+
+    if bytes_of(graph_values(few.outputs)) * max(problem.batch_sizes) <= budget:
+        return problem
     try:
-        few = [head.outputs(head.batches[0]) for head in map(largest.head, (1, 2))]
+        one, two = (head.outputs(head.batches[0]) for head in map(problem.largest().head, (1, 2)))
     except (RuntimeError, ValueError, IndexError):  # a model for whole batches alone cannot be cut
         return problem
-    if not all(isinstance(outputs, Tensor) for outputs in few) or few[0].numel() == few[1].numel():
+    if one.numel() == two.numel():
         return problem
     # A second sample adds its own values; what stays are the parameters, which lie there already.
-    of_graph = _KEPT * max(graph_values(few[1]) - graph_values(few[0]), 1) * torch.finfo(problem.dtype).bits // 8
-    of_loss = 8 * _KEPT * (few[0].numel() * few[0][0].numel())  # the loss Hessian in the outputs, and its root
-    of_sample = of_graph + of_loss
-    budget = free_memory(problem.device) // 2
+    of_sample = bytes_of(graph_values(two) - graph_values(one))
     if of_sample > budget:
         raise MemoryError(
             f"a single sample takes about {of_sample:,} bytes and {budget:,} may be used: free memory, or "
@@ -616,8 +683,8 @@ def fitted(problem: Problem) -> Problem:
 def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Series[float]:
     import pandas as pd
 
-    sums = {block: sum(of_tensor[t] for t in tensors) for block, tensors in problem.partition.blocks.items()}
-    return pd.Series(sums, name=name)
+    blocks = problem.partition.blocks
+    return pd.Series([sum(of_tensor[t] for t in tensors) for tensors in blocks.values()], list(blocks), float, name)
 
 
 @dataclass(frozen=True)
@@ -634,15 +701,21 @@ class LogitProbeTrace:
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
+        check_choices(self.probe)
+        if isinstance(self.probe, HadamardColumns):
+            raise ValueError(
+                "every sample needs an ε of its own, and Hadamard columns depend on one another: pass Rademacher()"
+            )
 
-    def __call__(self, problem: Problem, generator: torch.Generator) -> Estimate:
+    def __call__(self, problem: Problem, generator: torch.Generator | None = None) -> Estimate:
         """Estimates with ε drawn from the generator, for every sample of its own."""
         import pandas as pd
 
         if not isinstance(generator, torch.Generator):
             raise TypeError("pass a torch.Generator (torch.Generator().manual_seed(...)): no global randomness")
-        problem, names = fitted(problem), list(problem.params)
-        trusted = rules_that_hold(problem) if self.per_sample else frozenset[str]()
+        few = _first_samples(problem)
+        problem, names = fitted(problem, few), list(problem.params)
+        trusted = few.trusted() if self.per_sample else frozenset[str]()
         of_tensor = torch.zeros(self.num_probes, len(names), dtype=torch.float64)
         for weight, batch in zip(problem.weights, problem.batches, strict=True):
             line = linearised(problem, batch, trusted)
@@ -676,6 +749,7 @@ class ControlVariateTrace:
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
+        check_choices(self.probe)
 
     def __call__(
         self,

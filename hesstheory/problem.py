@@ -224,6 +224,10 @@ class Problem:
             ]
         )
 
+    def largest(self) -> Problem:
+        """The largest batch alone, the first of them where several are."""
+        return self.with_batches([max(zip(self.batch_sizes, self.batches, strict=True), key=lambda pair: pair[0])[1]])
+
     def head(self, num_samples: int) -> Problem:
         """The first samples of the first batch alone, as one batch."""
         return self.with_batches([tree_map(lambda leaf: _rows(leaf, 0, num_samples), self.batches[0])])

@@ -214,3 +214,12 @@ def test_losses_that_some_estimators_refuse(loss, generator):
     problem = Problem(problem.model, lambda f, y: loss(F.pad(f, (0, 3 - f.shape[1])), y), problem.batches)
     assert recommend(problem, 0.5, 0.9, generator).plans
     assert len(rank_layers(problem, generator=generator, estimator=LayerwiseTrace(8)).table) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"), [(LayerwiseTrace, "LayerwiseTrace"), ("LayerwiseTrace", "'LayerwiseTrace'")]
+)
+def test_an_estimator_is_an_instance(wrong, said, generator):
+    problem = zoo.problem("tiny_relu", generator)
+    with pytest.raises(TypeError, match=rf"estimator is {said}: pass an instance, such as LayerwiseTrace\(64\)"):
+        rank_layers(problem, generator=generator, estimator=wrong)

@@ -567,3 +567,12 @@ def test_a_curvature_is_a_value():
     problem = problem_of("tiny_mlp")
     assert hessian(problem) == hessian(problem) != ggn(problem)
     assert isinstance(hessian(problem), Curvature)
+
+
+def test_columns_that_do_not_fit_are_refused_with_how_many_do(generator, monkeypatch):
+    problem = zoo.problem("tiny_relu", generator)
+    monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 50 * problem.num_params)
+    V = torch.ones(problem.num_params, 4)
+    with pytest.raises(MemoryError, match=r"4 columns of a product need [0-9,]+ bytes with all copies .*: 3 fit"):
+        hessian(problem) @ V
+    assert (hessian(problem) @ V[:, :3]).shape == (problem.num_params, 3)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import stats
 
+import hesstheory.curvature
 import hesstheory.estimators
 from hesstheory import (
     BlockSeparatedTrace,
@@ -526,3 +527,48 @@ def test_estimates_of_different_networks_have_no_difference():
         one - other
     with pytest.raises(ValueError, match=r"3 probes of .* minus 2 probes"):
         LayerwiseTrace(3)(problem_of("cnn"), stream()) - other
+
+
+# --- bad input, and what does not fit ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [LayerwiseTrace, BlockSeparatedTrace, HutchPP, XTrace])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"probe": Rademacher}, r"probe is the class Rademacher: pass an instance, Rademacher\(\)"),
+        ({"probe": "signs"}, "probe is a str: pass one with kurtosis and sample"),
+        ({"matrix": "ggn"}, "matrix is 'ggn': pass a function of a problem, hesstheory.hessian or hesstheory.ggn"),
+    ],
+)
+def test_a_probe_and_a_matrix_are_checked(kind, wrong, message, unchecked):
+    with pytest.raises(TypeError, match=message):
+        kind(**wrong)
+
+
+def test_a_number_is_no_estimate(generator, unchecked):
+    estimate = LayerwiseTrace(2)(zoo.problem("tiny_relu", generator), generator)
+    with pytest.raises(TypeError, match=r"an Estimate minus a float: subtract an Estimate, or use \.value"):
+        _ = estimate - 1.0
+
+
+@pytest.mark.parametrize("estimator", [HutchPP(2, 2), XTrace(3)])
+def test_a_generator_is_asked_for(estimator, generator):
+    with pytest.raises(TypeError, match=r"pass a torch\.Generator"):
+        estimator(zoo.problem("tiny_relu", generator))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "what"),
+    [
+        (HutchPP(4, 12), "12 of rank"),
+        (XTrace(20), "20 of num_probes"),
+        (LayerwiseTrace(200), "200 probes at a time"),
+        (BlockSeparatedTrace(200, Uniform()), "200 probes at a time"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_does(estimator, what, generator, monkeypatch):
+    problem = zoo.problem("tiny_relu", generator)
+    monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 200 * problem.num_params)
+    with pytest.raises(MemoryError, match=rf"{what} need [0-9,]+ bytes with all copies and [0-9,]+ are free: \d+ fit"):
+        estimator(problem, generator)

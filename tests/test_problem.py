@@ -928,3 +928,10 @@ def test_a_loss_that_reads_the_model_is_not_copied(build):
     with pytest.raises(ValueError, match=r"model\.double"):
         problem.double()
     assert torch.isfinite(hessian(problem) @ torch.ones(problem.num_params, dtype=torch.float32)).all()
+
+
+def test_the_largest_batch_alone(generator):
+    problem = zoo.problem("tiny_relu", generator, batch_sizes=[2, 4, 4, 1])
+    largest = problem.largest()
+    assert largest.batch_sizes == (4,)
+    assert largest.batches[0] is problem.batches[1], "the first of them"

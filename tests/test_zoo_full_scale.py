@@ -258,6 +258,7 @@ def a_problem(name="vgg11", **options):
         (lambda: a_problem("resnet50"), KeyError, "no full-scale network 'resnet50'; .* resnet18, resnet34, vgg11"),
         (lambda: a_problem(num_classes=9), ValueError, "targets go up to 9: pass num_classes=10 or more, not 9"),
         (lambda: a_problem(batch_size=0), ValueError, "batch_size is 0"),
+        (lambda: a_problem(batch_size=2.5), ValueError, r"batch_size is 2\.5: pass a whole number"),
         (lambda: zoo.vgg11(0, generator=stream()), ValueError, "num_classes is 0"),
         (lambda: zoo.resnet18(width=0, generator=stream()), ValueError, "width 0"),
         (lambda: zoo.resnet34(in_channels=-1, generator=stream()), ValueError, "in_channels -1"),

@@ -393,7 +393,10 @@ def _refusal(traces: Any, problem: Problem) -> str:
 
 
 class CountedPasses(nn.Module):
-    """A network that counts the backward passes through it."""
+    """A network that counts the backward passes through it, one for every column.
+
+    Columns that come all at once are refused, after which the library passes them one by one.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -405,7 +408,8 @@ class CountedPasses(nn.Module):
             outputs.register_hook(self._counted)
         return outputs
 
-    def _counted(self, _: Tensor) -> None:
+    def _counted(self, slope: Tensor) -> None:
+        float(slope.sum())  # RuntimeError for several columns at once
         self.count += 1
 
 

@@ -118,7 +118,7 @@ class Subject:
         problem, own = problem or self.problem, self.own_samples
         share = len(own) / problem.num_samples
         local = problem if self.ranks.count == 1 else _samples(problem, own)
-        return self.ranks.total(share * self.ranks.agreed(lambda: self.halving(work, local)).double())
+        return self.ranks.total(share * self.ranks.agreed(lambda: self.halving(work, local)).to(self.device).double())
 
     def halving(self, work: Callable[[Problem], _T], problem: Problem) -> _T:
         """`work` of a problem, in ever smaller batches where the device has no memory for it."""
