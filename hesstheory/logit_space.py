@@ -15,6 +15,7 @@ from functools import cached_property, reduce
 from operator import add
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -632,9 +633,6 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
         raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
     few = _first_samples(problem)
     problem, of_tensor = fitted(problem, few), dict.fromkeys(problem.params, 0.0)
-    if target == "hessian":
-        _check_piecewise_linear(few)
-        _check_no_bend(few)
     trusted = few.trusted()
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch, trusted)
@@ -645,6 +643,8 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
         sums = torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
         for name, square in zip(found, sums, strict=True):
             of_tensor[name] += weight * square
+    if target == "hessian":
+        _check_no_bend(few)
     return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
 
 
@@ -655,13 +655,14 @@ def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
     with the bytes, where a single sample is too large.
     """
     few = _first_samples(problem) if few is None else few
-    budget, one = free_memory(problem.device) // 2, few.outputs[:1]
+    one = few.outputs[:1]
 
     def bytes_of(values: int) -> int:
         """Of so many values of a graph, and of the loss Hessian of a sample in its outputs with its root."""
         return _KEPT * (problem.dtype.itemsize * max(values, 1) + 8 * one.numel() ** 2)
 
-    if bytes_of(graph_values(few.outputs)) * max(problem.batch_sizes) <= budget:
+    at_most = bytes_of(few.pushed_values) * max(problem.batch_sizes)
+    if at_most <= _CHUNK_BYTES or at_most <= (budget := free_memory(problem.device) // 2):
         return problem
     try:
         one, two = (head.outputs(head.batches[0]) for head in map(problem.largest().head, (1, 2)))
@@ -684,7 +685,8 @@ def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Se
     import pandas as pd
 
     blocks = problem.partition.blocks
-    return pd.Series([sum(of_tensor[t] for t in tensors) for tensors in blocks.values()], list(blocks), float, name)
+    sums = [sum(of_tensor[t] for t in tensors) for tensors in blocks.values()]
+    return pd.Series(np.array(sums), pd.Index(list(blocks), dtype=object), name=name)
 
 
 @dataclass(frozen=True)
