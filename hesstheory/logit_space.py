@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 Norms = Callable[[Tensor], dict[str, Float[Tensor, " samples"]]]
 
 _CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
+_LITTLE = 16 * 2**20  # bytes that are there without a look
 _LARGE = 100_000  # parameters from which on a vector of them costs as much as a pass of one sample
 _TRIED = 3  # samples on which the rules and the premise of equal traces are tried
 _KEPT = 3  # times the values of the forward graph that are held at most: these, the slopes, patches and Gram matrices
@@ -662,7 +663,7 @@ def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
         return _KEPT * (problem.dtype.itemsize * max(values, 1) + 8 * one.numel() ** 2)
 
     at_most = bytes_of(few.pushed_values) * max(problem.batch_sizes)
-    if at_most <= _CHUNK_BYTES or at_most <= (budget := free_memory(problem.device) // 2):
+    if at_most <= _LITTLE or at_most <= (budget := free_memory(problem.device) // 2):
         return problem
     try:
         one, two = (head.outputs(head.batches[0]) for head in map(problem.largest().head, (1, 2)))
