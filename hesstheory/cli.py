@@ -480,8 +480,12 @@ def harness(
         report = room.run(settings, out, resume=resume, command=command, say=say, patience=patience)
         if first:
             show.write(report, out)
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError, LostRank) as error:
-        _misuse(f"{error}".partition("\n")[0] if isinstance(error, torch.OutOfMemoryError) else str(error))
+    except RuntimeError as error:
+        if not isinstance(error, LostRank | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        _misuse(str(error).partition("\n")[0])
+    except (ValueError, OSError, MemoryError) as error:
+        _misuse(str(error))
     except KeyboardInterrupt:
         typer.echo(f"hesstheory: interrupted; --resume goes on from what is in {out}", err=True)
         raise typer.Exit(130) from None
@@ -489,8 +493,8 @@ def harness(
         console = Console()
         for line in show.lines(report):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"{out / 'index.html'}, {out / 'harness.json'}", markup=False)
-        console.print(show.conclusion(report), markup=False)
+        console.print(f"{out / 'index.html'}, {out / 'harness.json'}", markup=False, soft_wrap=True)
+        console.print(show.conclusion(report), markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(0 if report["passed"] else 1)
 
 

@@ -62,6 +62,11 @@ class DualGram:
         """z_lᵀ(Gz)_l of the probes: ⟨B_l z_l, Σ_m B_m z_m⟩."""
         return (self.projections * self.projections.sum(0)).sum(1).mT
 
+    def squared_product_norms(self) -> Float[Tensor, "probes blocks"]:
+        """‖(Gz)_l‖² of the probes: wᵀM_l w with w = Σ_m B_m z_m."""
+        w = self.projections.sum(0)
+        return torch.einsum("lrs,rk,sk->kl", self.grams, w, w)
+
     def of_samples(self) -> Iterator[Float[Tensor, "blocks columns columns"]]:
         """S_nᵀJ_nl J_nlᵀS_n of every sample, free of 1/N: what logit probes see (claim G5)."""
         rows = self._rows_of_samples()

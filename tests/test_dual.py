@@ -39,7 +39,10 @@ def test_rows_tell_traces_norms_and_diagonals(name):
 def test_rows_tell_what_a_probe_gives(name):
     problem, generator = problem_of(name), torch.Generator().manual_seed(3)
     Z = Rademacher().signs(problem.num_params, 5, generator)
-    close(dual_gram(problem, Z).forms(), ggn(problem).quadratic_forms(Z))
+    gram = dual_gram(problem, Z)
+    close(gram.forms(), ggn(problem).quadratic_forms(Z))
+    Y = ggn(problem) @ Z.to(problem.dtype)
+    close(gram.squared_product_norms(), torch.stack([Y[i].square().sum(0) for i in problem.index.values()], 1))
 
 
 def test_sample_traces_are_those_of_the_samples_alone():

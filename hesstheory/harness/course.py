@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hesstheory import evidence
 from hesstheory.evidence import Check, Status, Verdict
@@ -45,6 +47,8 @@ def run(
     Every finished stage is a file in `DIR/stages`; with `resume` a run that was stopped goes on behind the last one.
     Raises ValueError for settings that cannot be run, and where DIR holds another run.
     """
+    if not 0 < patience < math.inf:
+        raise ValueError(f"patience is {patience}: pass seconds, more than 0")
     folder = Path(out)
     device = device_named(settings.device)
     with ranks(device, patience) as us, full_precision():
@@ -54,7 +58,7 @@ def run(
         found: dict[str, Found] = {}
         for number, (name, stage) in enumerate(STAGES.items(), start=1):
             file = folder / "stages" / f"{number}_{name}.json"
-            done = us.from_first(_read(file) if us.first else None)
+            done = us.from_first(us.agreed(partial(_read, file) if us.first else _nothing))
             if done is None:
                 if subject is None:
                     with _withdrawn_on_error(folder, us):
@@ -74,14 +78,29 @@ def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
     """Settings on disk first: what is measured later belongs to them."""
     file = folder / "settings.json"
     if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
+        if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} holds files that are no run: pass an empty or a new folder as --out")
         write_atomically(file, json.dumps(asdict(settings), indent=2) + "\n")
         return
     if not resume:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or another folder as --out")
-    if differing := settings.differing(json.loads(file.read_text())):
+    if differing := settings.differing(_record(file, set(), "pass another folder as --out")):
         raise ValueError(f"the run in {folder} has another {', '.join(differing)}: pass its settings, or another --out")
+
+
+def _nothing() -> None:
+    """What the other processes read."""
+
+
+def _record(file: Path, keys: set[str], cure: str) -> dict[str, Any]:
+    """A JSON object on disk that has the keys."""
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read ({str(error).partition(':')[0]}): {cure}") from error
+    if not isinstance(found, dict) or not keys <= found.keys():
+        raise ValueError(f"{file} is no record of a run: {cure}")
+    return found
 
 
 @contextmanager
@@ -96,8 +115,11 @@ def _withdrawn_on_error(folder: Path, us: Ranks) -> Iterator[None]:
 
 
 def _read(file: Path) -> Found | None:
-    """A finished stage; files are renamed into place, so that one which is there is whole."""
-    return json.loads(file.read_text()) if file.exists() else None
+    """A finished stage; files are renamed into place, so that one which is there is whole unless it was damaged."""
+    if not file.exists():
+        return None
+    keys = {"layers", "checks", "seconds", "found", "wall_seconds", "peak_memory_bytes", "num_params"}
+    return _record(file, keys, "delete it, and --resume measures that stage again")
 
 
 def _measured(name: str, stage: Callable[[Subject, Mapping[str, Found]], Stage], subject: Subject, found: Any) -> Found:
@@ -115,8 +137,9 @@ def _measured(name: str, stage: Callable[[Subject, Mapping[str, Found]], Stage],
 
 
 def _as_json(check: Check) -> dict[str, Any]:
-    keys = ("name", "detail", "discrepancy", "bound", "alpha", "detectable")
-    return {key: getattr(check, key) for key in keys} | {"kind": str(check.kind), "status": str(check.status)}
+    numbers = {key: getattr(check, key) for key in ("discrepancy", "bound", "alpha", "detectable")}
+    finite = {key: x if x is None or math.isfinite(x) else None for key, x in numbers.items()}
+    return {"name": check.name, "detail": check.detail, "kind": str(check.kind), "status": str(check.status), **finite}
 
 
 def _joined(settings: Settings, found: Mapping[str, Found], us: Ranks, device: str, command: str) -> Report:
@@ -152,7 +175,7 @@ def _joined(settings: Settings, found: Mapping[str, Found], us: Ranks, device: s
         "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in found.values()),
         "precision": precision_switches(),
         "provenance": provenance(command),
-        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "threads": torch.get_num_threads(),
         "verdict": str(verdict),
         "passed": verdict in (Verdict.HOLDS, Verdict.CONDITIONAL),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullLocator
 
 from hesstheory.execution import write_atomically
 from hesstheory.figures import COLOURS, GREY, PNG_DPI, STYLE
@@ -118,17 +120,21 @@ def _traces(ax: Axes, report: Report, y: Any) -> None:
     ax.plot(exact, y, "|", color=_EXACT, ms=7, mew=1.4, label="exact")
     smallest = np.nanmin(np.abs(exact[exact != 0])) if np.any(exact != 0) else 1.0
     ax.set_xscale("symlog", linthresh=float(smallest))
-    _sparse_symlog(ax)
+    _sparse_symlog(ax, float(smallest))
     ax.set_xlabel(f"tr {report['matrix']} of the layer (loss)\nbars: ± 2 standard errors")
     _legend(ax)
 
 
-def _sparse_symlog(ax: Axes) -> None:
-    """At most five labels, which a symmetric logarithmic axis does not see to by itself."""
-    ticks = [t for t in ax.get_xticks() if ax.get_xlim()[0] <= t <= ax.get_xlim()[1]]
-    step = -(-len(ticks) // 5)
-    zero = ticks.index(0.0) if 0.0 in ticks else 0
-    ax.set_xticks([t for i, t in enumerate(ticks) if (i - zero) % step == 0])
+def _sparse_symlog(ax: Axes, smallest: float) -> None:
+    """Zero, the smallest trace and the largest power of ten on either side."""
+    low, high = ax.get_xlim()
+    first = math.floor(math.log10(smallest))
+    ticks = [0.0]
+    for sign, end in ((-1, -low), (1, high)):
+        last = math.floor(math.log10(end)) if end > 0 else first
+        ticks += [sign * 10.0**power for power in {first, last} if power >= first and 10.0**power <= end]
+    ax.set_xticks(sorted(ticks))
+    ax.xaxis.set_minor_locator(NullLocator())
 
 
 def _one_probe(ax: Axes, report: Report, y: Any) -> None:
@@ -148,6 +154,8 @@ def _one_probe(ax: Axes, report: Report, y: Any) -> None:
 def _variances(ax: Axes, report: Report, y: Any) -> None:
     low, high = np.maximum(column(report, "variance_low"), _LEAST), column(report, "variance_high")
     ax.hlines(y, low, high, color=GREY, lw=1.0, alpha=0.6, label="where all layers\nlie with 99.9 %")
+    beyond = column(report, "variance_low") < _LEAST
+    ax.plot(np.full(beyond.sum(), _LEAST), y[beyond], "<", ms=3, color=GREY)
     ax.plot(column(report, "variance_ratio"), y, "o", ms=3, color=_ESTIMATE, label="measured")
     ax.axvline(1.0, color=GREY, lw=0.9, ls=":")
     ax.set_xscale("log")

@@ -36,6 +36,7 @@ Found = dict[str, Any]
 ALPHA = 1e-6  # of a run whose numbers are right, for each of the tests of means
 VARIANCE_ALPHA = 1e-3  # of the test of variances
 _MOST_ROWS = 256  # of the dual Gram matrices; more samples × columns are sketched
+_SKETCHES, _SKETCH_ROWS = 4, 16
 _GROUP = 8  # probes whose products are held at once
 _VERIFIED = range(2)  # probes that are taken apart
 _STEPS = (1e-8, 1e-9, 1e-10, 1e-11)  # relative: the shorter, the fewer kinks lie between, and the more rounding counts
@@ -62,36 +63,44 @@ def matrix_of(subject: Subject) -> Callable[[Problem], Curvature]:
 
 def gradient(subject: Subject, before: Mapping[str, Found]) -> Stage:
     """The unit of cost: one gradient of the whole batch by this process."""
-    problem = subject.problem
 
-    def once() -> None:
-        with differentiating():
-            torch.autograd.grad(problem.loss(problem.batches[0]), list(problem.params.values()))
+    def of(problem: Problem) -> float:
+        _flat_gradient(problem)
+        return statistics.median(seconds_of(partial(_flat_gradient, problem), subject.device) for _ in range(3))
 
-    subject.halving(lambda _: once(), problem)
-    return Stage(seconds={"gradient": statistics.median(seconds_of(once, subject.device) for _ in range(3))})
+    return Stage(seconds={"gradient": subject.halving(of, subject.problem)})
 
 
 def kinks(subject: Subject, before: Mapping[str, Found]) -> Stage:
-    """How many units rounding switches on or off: each changes the matrix by its share, whatever the dtype's digits."""
-    count, flipped = 0, 0
-    if subject.problem.dtype != torch.float64:
-        for low, high in zip(_switches(subject.problem), _switches(subject.problem.double()), strict=True):
-            count, flipped = count + low.numel(), flipped + int((low != high).sum())
-    share = flipped / count if count else 0.0
-    eps = torch.finfo(subject.problem.dtype).eps
+    """How many units rounding switches on or off, in float32 beside float64 and in samples alone beside the batch.
+
+    Each changes the matrix by its share of its layer, whatever the digits of the dtype.
+    """
+    problem, units, flipped, share = subject.problem, 0, 0, 0.0
+    if problem.dtype != torch.float64:
+        reference = subject.halving(_switches, problem.double())
+        for way in (problem, problem.rebatched(1)):
+            for low, high in zip(subject.halving(_switches, way), reference, strict=True):
+                wrong = int((low != high).sum())
+                units, flipped, share = units + low.numel(), flipped + wrong, max(share, wrong / low.numel())
+    eps = torch.finfo(problem.dtype).eps
     # Units that flip independently change a product, relatively, by the root of their share; four times that.
-    return Stage(found={"units": count, "flipped": flipped, "tolerance": eps**0.5 + 4 * math.sqrt(share)})
+    return Stage(found={"units": units, "flipped": flipped, "tolerance": eps**0.5 + 4 * math.sqrt(share)})
 
 
 def _switches(problem: Problem) -> list[Tensor]:
-    """Which units of every ReLU are on."""
-    found: list[Tensor] = []
-    handles = [
-        module.register_forward_hook(lambda _, args, out: found.append((out > 0).cpu()))
-        for module in problem.model.modules()
-        if isinstance(module, nn.ReLU)
-    ]
+    """Which units of every ReLU are on, and which inputs every maximum takes."""
+    modules = [m for m in problem.model.modules() if isinstance(m, nn.ReLU | nn.MaxPool2d)]
+    found: list[list[Tensor]] = [[] for _ in modules]
+
+    def record(number: int, module: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        if isinstance(module, nn.MaxPool2d):
+            _, out = F.max_pool2d(args[0], module.kernel_size, module.stride, return_indices=True)
+            found[number].append(out.cpu())
+        else:
+            found[number].append((out > 0).cpu())
+
+    handles = [m.register_forward_hook(partial(record, number)) for number, m in enumerate(modules)]
     try:
         with torch.no_grad():
             for batch in problem.batches:
@@ -99,7 +108,7 @@ def _switches(problem: Problem) -> list[Tensor]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return [torch.cat(parts) for parts in found]
 
 
 def exact(subject: Subject, before: Mapping[str, Found]) -> Stage:
@@ -127,9 +136,11 @@ def estimates(subject: Subject, before: Mapping[str, Found]) -> Stage:
         subject.say(f"products with probes {group.start + 1} to {group.stop} of {K}")
         seconds += seconds_of(partial(_append_forms, samples, subject, matrix, group), subject.device)
     q = torch.cat(samples).cpu()
+    distinct = len(torch.unique(q, dim=0))
     per_probe = max((seconds - len(groups) * one) / max(K - len(groups), 1), 1e-9)
     return Stage(
         {"estimate": _by_layer(subject, q.mean(0)), "stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
+        [_at_most("probes differ", K - distinct, 0, "samples that repeat another one")],
         seconds={"product": per_probe, "graph": max(one - per_probe, 0.0), "estimates": seconds},
         found={"samples": q.tolist()},
     )
@@ -165,25 +176,18 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     sketch = num_rows > _MOST_ROWS
     head = problem.head(max(_MOST_ROWS // per_sample, 2)) if sketch else problem
     subject.say(f"rows of the dual Gram matrices: {head.num_samples} samples")
-    Z, ranks = subject.probes(_VERIFIED), subject.ranks
+    Z = torch.cat([subject.probes(_VERIFIED), subject.probes(_VERIFIED, "norms")], 1)
     grams: list[DualGram] = []
 
     def rows() -> None:
-        grams.append(dual_gram(head, Z, samples=ranks.share(head.num_samples), total=ranks.total))
+        samples = subject.ranks.share(head.num_samples)
+        grams.append(dual_gram(head, Z, samples=samples, total=subject.ranks.total))
 
     seconds = {"dual_gram": seconds_of(rows, subject.device)}
     (gram,) = grams
-    norms2, diagonal_norms2 = gram.norms2, gram.diagonal_norms2
-    if sketch:
-        subject.say(f"{num_rows} rows are too many: norms from random combinations of them")
-        generator = stream(subject.settings.seed, "sketch")
-        sketched = sketched_norms(problem, generator, samples=subject.own_samples, total=ranks.total)
-        norms2, diagonal_norms2 = sketched.norms2, sketched.diagonal_norms2
     logit = _logit_forms(gram)
     stage = Stage(
         {
-            "norm2": _by_layer(subject, norms2),
-            "diagonal_norm2": _by_layer(subject, diagonal_norms2),
             "sample_trace_sd": _by_layer(subject, gram.sample_traces.std(1)),
             "logit_sd": _by_layer(subject, (2 * logit.square().sum((1, 2, 3))).sqrt()),
         },
@@ -195,11 +199,76 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
             "logit_spectral": [float(x) for x in torch.linalg.eigvalsh(logit).abs().amax((1, 2))],
         },
     )
-    exact_trace = _traces(head, "ggn") if sketch else _vector(before["exact"]["layers"]["exact"])
-    trace = gram.traces.cpu()
-    stage.checks.append(_close("exact traces by two routes", exact_trace - trace, trace.abs(), subject, before))
-    stage.checks.append(_matrix_by_matrix(subject, before, gram, head, Z))
+    _norms(subject, gram, sketch, stage)
+    q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)[: len(_VERIFIED)]
+    traces = _vector(before["exact"]["layers"]["exact"])
+    if sketch:  # what is compared is of the first samples alone
+        q, traces = _full_forms(subject, matrix_of(subject), head, Z[:, : len(_VERIFIED)]), _traces(head, "ggn")
+    residuals = torch.zeros_like(q)
+    if subject.piecewise_linear:
+        residuals = _full_forms(subject, residual, head, Z[:, : len(_VERIFIED)])
+    tolerance = before["kinks"]["found"]["tolerance"]
+    stage.checks += _against_rows(subject, gram, (traces, q, residuals), tolerance, "")
+    norms2 = gram.squared_product_norms().cpu()[len(_VERIFIED) :]
+    found = torch.cat([_row_norms2(subject, ggn, _VERIFIED, head)])
+    scale = norms2 + gram.traces.cpu().square()
+    stage.checks.append(_close("norms of products by rows", found - norms2, scale, subject, 2 * tolerance))
+    if problem.dtype != torch.float64:
+        stage.checks += _in_float64(subject, Z[:, : len(_VERIFIED)])
     return stage
+
+
+def _norms(subject: Subject, gram: DualGram, sketch: bool, stage: Stage) -> None:
+    """‖G_ll‖² and ‖diag G_ll‖², exactly or from a few sketches, whose spread is their error."""
+    kinds = {"norm2": gram.norms2, "diagonal_norm2": gram.diagonal_norms2}
+    if not sketch:
+        for name, values in kinds.items():
+            stage.layers[name] = _by_layer(subject, values)
+        stage.layers["norm2_stderr"] = _by_layer(subject, torch.zeros_like(gram.norms2))
+        return
+    subject.say(f"{stage.found['rows']} rows are too many: norms from random combinations of them")
+    sketches = [
+        sketched_norms(
+            subject.problem, stream(subject.settings.seed, "sketch", str(i)), num_rows=_SKETCH_ROWS,
+            samples=subject.own_samples, total=subject.ranks.total,
+        )
+        for i in range(_SKETCHES)
+    ]  # fmt: skip
+    norms2 = torch.stack([sketch.norms2 for sketch in sketches])
+    diagonals = torch.stack([sketch.diagonal_norms2 for sketch in sketches])
+    stage.layers["norm2"] = _by_layer(subject, norms2.mean(0))
+    stage.layers["diagonal_norm2"] = _by_layer(subject, diagonals.mean(0))
+    spread = (norms2 - 2 * diagonals).std(0) / math.sqrt(_SKETCHES)
+    stage.layers["norm2_stderr"] = _by_layer(subject, spread)
+
+
+def _against_rows(
+    subject: Subject, gram: DualGram, found: tuple[Tensor, Tensor, Tensor], tolerance: float, where: str
+) -> list[Check]:
+    """Traces, and z_lᵀ(Hz)_l beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of what they are made of."""
+    traces, q, residuals = found
+    trace, forms = gram.sample_traces.mean(1).cpu(), gram.forms().cpu()[: len(q)]
+    name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
+    scale = trace.abs() + q.abs() + forms.abs() + residuals.abs()
+    return [
+        _close(f"exact traces by two routes{where}", traces - trace, trace.abs(), subject, tolerance),
+        _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerance),
+    ]
+
+
+def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
+    """The same of two samples in float64, where rounding switches no units and hides nothing."""
+
+    def work() -> list[Check]:
+        few = subject.problem.double().head(2)
+        gram = dual_gram(few, Z)
+        traces = _traces(few, "hessian" if subject.piecewise_linear else "ggn")
+        q = _full_forms(subject, matrix_of(subject), few, Z)
+        residuals = _full_forms(subject, residual, few, Z) if subject.piecewise_linear else torch.zeros_like(q)
+        eps = torch.finfo(torch.float64).eps
+        return _against_rows(subject, gram, (traces, q, residuals), eps**0.5, ", in float64")
+
+    return subject.ranks.agreed(work)
 
 
 def _logit_forms(gram: DualGram) -> Float[Tensor, "blocks samples columns columns"]:
@@ -208,19 +277,10 @@ def _logit_forms(gram: DualGram) -> Float[Tensor, "blocks samples columns column
     return (forms - torch.diag_embed(forms.diagonal(dim1=-2, dim2=-1))) / forms.shape[1]
 
 
-def _matrix_by_matrix(subject: Subject, before: Mapping[str, Found], gram: DualGram, head: Problem, Z: Tensor) -> Check:
-    """z_lᵀ(Hz)_l by a Hessian product beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of what they are made of."""
-    ways: tuple[Callable[[Problem], Curvature], ...] = (hessian, residual) if subject.piecewise_linear else (ggn,)
-    found = [subject.halving(partial(_forms_of, way, Z), head).cpu() for way in ways]
-    rows = gram.forms().cpu()
-    error = found[0] - rows - (found[1] if subject.piecewise_linear else 0.0)
-    scale = gram.traces.cpu().abs() + sum(x.abs() for x in [rows, *found])
-    name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
-    return _close(name, error, scale, subject, before)
-
-
-def _forms_of(way: Callable[[Problem], Curvature], Z: Tensor, problem: Problem) -> Tensor:
-    return way(problem).quadratic_forms(Z)
+def _full_forms(
+    subject: Subject, matrix: Callable[[Problem], Curvature], problem: Problem, Z: Tensor
+) -> Float[Tensor, "probes blocks"]:
+    return subject.halving(lambda part: matrix(part).quadratic_forms(Z), problem).cpu()
 
 
 def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
@@ -235,14 +295,16 @@ def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
     norm2, diagonal2 = _vector(of_dual["norm2"]), _vector(of_dual["diagonal_norm2"])
     # 2(‖H_ll‖² − ‖diag H_ll‖²) + Σ_{m≠l}‖H_lm‖², where Σ_m ‖H_lm‖² = E‖(Hz)_l‖².
     predicted = (squares.mean(0) + norm2 - 2 * diagonal2).clamp(min=0)
-    uncertain = squares.std(0) / math.sqrt(count) / predicted
+    of_rows2 = squares.std(0) / math.sqrt(count)
+    uncertain = (of_rows2.square() + _vector(of_dual["norm2_stderr"]).square()).sqrt() / predicted
     q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)
     error = q.mean(0) - _vector(before["exact"]["layers"]["exact"])
     z, ratio = error / (predicted / K).sqrt(), q.var(0) / predicted
     law = _SquareLaw(K, len(z))
     low, high, detectable = law.variance_ratios()
-    # The prediction rests on estimated norms: four of their standard errors on either side.
-    lows, highs = low * (1 - 4 * uncertain).clamp(min=0), high * (1 + 4 * uncertain)
+    # The prediction rests on estimated norms: four of their standard errors on either side, in logarithms.
+    widening = (4 * uncertain).exp()
+    lows, highs = low / widening, high * widening
     stage = Stage(
         {
             "predicted_sd": _by_layer(subject, predicted.sqrt()),
@@ -254,8 +316,9 @@ def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
         }
     )
     bound = law.largest_z()
-    widened = z.abs() / (1 + 4 * uncertain).sqrt()
-    bias = (bound + 3.1) / math.sqrt(K)
+    widened = z.abs() / widening.sqrt()
+    bias = (bound * float(widening.max().sqrt()) + 3.1) / math.sqrt(K)
+    factor = detectable * float(widening.max()) ** 2
     detail = (
         f"largest |z| {float(z.abs().max()):.2f} of {len(z)} layers with K = {K}, bound {bound:.1f}; finds a bias of "
         f"{bias:.1f} standard deviations of one probe"
@@ -264,20 +327,23 @@ def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
     detail = (
         f"measured over predicted {float(ratio.min()):.2f} to {float(ratio.max()):.2f}, median "
         f"{float(ratio.median()):.2f}, of {len(z)} layers with K = {K}; intervals {float(lows.min()):.2g} to "
-        f"{float(highs.max()):.3g}; finds a factor of {detectable:.3g}"
+        f"{float(highs.max()):.3g}; finds a factor of {factor:.3g}"
     )
     outside = torch.maximum(ratio / highs, lows / ratio)
-    stage.checks.append(
-        _tested("variance as predicted", float(outside.max()), 1.0, detail, VARIANCE_ALPHA, K, detectable)
-    )
+    stage.checks.append(_tested("variance as predicted", float(outside.max()), 1.0, detail, VARIANCE_ALPHA, K, factor))
     _critical_probes(subject, before, predicted, stage)
     return stage
 
 
-def _row_norms2(subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range) -> Tensor:
+def _row_norms2(
+    subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range, problem: Problem | None = None
+) -> Float[Tensor, "probes blocks"]:
     """‖(Mz)_l‖² of probes of their own."""
     Z = subject.probes(numbers, "norms").to(subject.problem.dtype)
-    Y = subject.over_samples(lambda local: matrix(local) @ Z)
+    if problem is None or problem is subject.problem:
+        Y = subject.over_samples(lambda local: matrix(local) @ Z)
+    else:  # some samples, by every process
+        Y = subject.halving(lambda part: matrix(part) @ Z, problem).double()
     return torch.stack([Y[i.to(Y.device)].square().sum(0) for i in subject.problem.index.values()], dim=1).cpu()
 
 
@@ -351,7 +417,9 @@ def logit_probes(subject: Subject, before: Mapping[str, Found]) -> Stage:
         {"logit_estimate": _by_layer(subject, q.mean(0)), "logit_stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
         seconds={"logit_probe": seconds},
     )
-    if not found["sketched"]:  # else the law is known for the first samples only
+    if found["sketched"]:
+        stage.checks.append(_reported("logit probes", "not tested: their law is known of the first samples alone"))
+    else:
         frobenius = _vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2)
         tail = Tail.sign_form(frobenius, found["logit_spectral"])
         error = (q.mean(0) - exact_trace).numpy()
@@ -558,12 +626,11 @@ def _autocast(subject: Subject, dtype: torch.dtype) -> Iterator[Problem]:
 # --- wording and bookkeeping ------------------------------------------------------------------------------------------
 
 
-def _close(name: str, error: Tensor, scale: Tensor, subject: Subject, before: Mapping[str, Found]) -> Check:
-    """Relative errors within half of the digits of the dtype, and what switched units add."""
+def _close(name: str, error: Tensor, scale: Tensor, subject: Subject, tolerance: float) -> Check:
+    """Relative errors of all layers within a tolerance."""
     relative = (error.abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)).reshape(-1, error.shape[-1]).amax(0)
     layer = list(subject.problem.partition.blocks)[int(relative.argmax())]
-    bound = before["kinks"]["found"]["tolerance"]
-    return _at_most(name, float(relative.max()), bound, f"largest relative error, in {layer}")
+    return _at_most(name, float(relative.max()), tolerance, f"largest relative error, in {layer}")
 
 
 def _at_most(name: str, value: float, bound: float, what: str) -> Check:

@@ -30,6 +30,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 PARALLEL = ("data", "probes")
 
+_MOST = 1_000_000
 _TRAINED_ON = 4096  # images at most that training draws its batches from
 _TRAINING_BATCH = 128
 _CHECKPOINT_EVERY = 20  # steps
@@ -63,8 +64,8 @@ class Settings:
                 raise ValueError(f"{name} is {value!r}: choose from {', '.join(known)}")
         for name, least in (("batch", 2), ("probes", 2), ("steps", 0), ("width", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} is {value!r}: pass a whole number of at least {least}")
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
+                raise ValueError(f"{name} is {value!r}: pass a whole number from {least} to {_MOST:,}")
         if self.classes is not None and self.classes < DATA[self.data]:
             raise ValueError(f"classes is {self.classes}: {self.data} has {DATA[self.data]}, pass that many or more")
         if not 0 <= self.label_noise <= 1:
@@ -186,10 +187,15 @@ def _train(model: nn.Module, data: Data, settings: Settings, folder: Path, ranks
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     start = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start = int(state["step"])
+        try:
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            start = int(state["step"])
+        except Exception as error:  # whatever a damaged file makes of unpickling
+            raise ValueError(
+                f"{checkpoint} cannot be read ({type(error).__name__}): delete it, and --resume trains anew"
+            ) from error
         say(f"training goes on at step {start} of {settings.steps}")
     size, available = min(_TRAINING_BATCH, len(data.targets)), min(_TRAINED_ON, len(data.targets))
     model.train()
