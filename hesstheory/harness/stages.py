@@ -204,9 +204,7 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     traces = _vector(before["exact"]["layers"]["exact"])
     if sketch:  # what is compared is of the first samples alone
         q, traces = _full_forms(subject, matrix_of(subject), head, Z[:, : len(_VERIFIED)]), _traces(head, "ggn")
-    residuals = torch.zeros_like(q)
-    if subject.piecewise_linear:
-        residuals = _full_forms(subject, residual, head, Z[:, : len(_VERIFIED)])
+    residuals = _residual_forms(subject, head, Z[:, : len(_VERIFIED)])
     tolerance = before["kinks"]["found"]["tolerance"]
     stage.checks += _against_rows(subject, gram, (traces, q, residuals), tolerance, "")
     norms2 = gram.squared_product_norms().cpu()[len(_VERIFIED) :]
@@ -243,13 +241,20 @@ def _norms(subject: Subject, gram: DualGram, sketch: bool, stage: Stage) -> None
 
 
 def _against_rows(
-    subject: Subject, gram: DualGram, found: tuple[Tensor, Tensor, Tensor], tolerance: float, where: str
+    subject: Subject,
+    gram: DualGram,
+    found: tuple[Tensor, Tensor, tuple[Tensor, Tensor]],
+    tolerance: float,
+    where: str,
 ) -> list[Check]:
-    """Traces, and z_lᵀ(Hz)_l beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of what they are made of."""
-    traces, q, residuals = found
+    """Traces, and z_lᵀ(Hz)_l beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of the products' norms.
+
+    A form may be small by chance; what rounding does to a product goes by ‖(Hz)_l‖ ≤ ‖(Gz)_l‖ + ‖(Rz)_l‖.
+    """
+    traces, q, (residuals, residual_norms) = found
     trace, forms = gram.sample_traces.mean(1).cpu(), gram.forms().cpu()[: len(q)]
     name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
-    scale = trace.abs() + q.abs() + forms.abs() + residuals.abs()
+    scale = trace.abs() + gram.squared_product_norms().cpu()[: len(q)].sqrt() + residual_norms
     return [
         _close(f"exact traces by two routes{where}", traces - trace, trace.abs(), subject, tolerance),
         _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerance),
@@ -264,7 +269,7 @@ def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
         gram = dual_gram(few, Z)
         traces = _traces(few, "hessian" if subject.piecewise_linear else "ggn")
         q = _full_forms(subject, matrix_of(subject), few, Z)
-        residuals = _full_forms(subject, residual, few, Z) if subject.piecewise_linear else torch.zeros_like(q)
+        residuals = _residual_forms(subject, few, Z)
         eps = torch.finfo(torch.float64).eps
         return _against_rows(subject, gram, (traces, q, residuals), eps**0.5, ", in float64")
 
@@ -281,6 +286,18 @@ def _full_forms(
     subject: Subject, matrix: Callable[[Problem], Curvature], problem: Problem, Z: Tensor
 ) -> Float[Tensor, "probes blocks"]:
     return subject.halving(lambda part: matrix(part).quadratic_forms(Z), problem).cpu()
+
+
+def _residual_forms(subject: Subject, problem: Problem, Z: Tensor) -> tuple[Tensor, Tensor]:
+    """z_lᵀ(Rz)_l and ‖(Rz)_l‖ of R = H − G; zero where G is what is measured."""
+    index = problem.index.values()
+    if not subject.piecewise_linear:
+        zero = torch.zeros(Z.shape[1], len(index), dtype=torch.float64)
+        return zero, zero
+    Y = subject.halving(lambda part: residual(part) @ Z.to(part.dtype), problem).double().cpu()
+    z = Z.double().cpu()
+    forms = torch.stack([(z[i] * Y[i]).sum(0) for i in index], dim=1)
+    return forms, torch.stack([Y[i].square().sum(0).sqrt() for i in index], dim=1)
 
 
 def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
