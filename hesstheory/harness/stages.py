@@ -205,8 +205,10 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     if sketch:  # what is compared is of the first samples alone
         q, traces = _full_forms(subject, matrix_of(subject), head, Z[:, : len(_VERIFIED)]), _traces(head, "ggn")
     residuals = _residual_forms(subject, head, Z[:, : len(_VERIFIED)])
-    tolerance = before["kinks"]["found"]["tolerance"]
-    stage.checks += _against_rows(subject, gram, (traces, q, residuals), tolerance, "")
+    tolerance, flipped = (before["kinks"]["found"][key] for key in ("tolerance", "flipped"))
+    # What a switched unit does to a single layer has no bound; it must stay below the standard error of the estimate.
+    of_forms = max(tolerance, 1 / math.sqrt(subject.settings.probes)) if flipped else tolerance
+    stage.checks += _against_rows(subject, gram, (traces, q, residuals), (tolerance, of_forms), "")
     norms2 = gram.squared_product_norms().cpu()[len(_VERIFIED) :]
     found = torch.cat([_row_norms2(subject, ggn, _VERIFIED, head)])
     scale = norms2 + gram.traces.cpu().square()
@@ -244,7 +246,7 @@ def _against_rows(
     subject: Subject,
     gram: DualGram,
     found: tuple[Tensor, Tensor, tuple[Tensor, Tensor]],
-    tolerance: float,
+    tolerances: tuple[float, float],
     where: str,
 ) -> list[Check]:
     """Traces, and z_lᵀ(Hz)_l beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of the products' norms.
@@ -256,8 +258,8 @@ def _against_rows(
     name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
     scale = trace.abs() + gram.squared_product_norms().cpu()[: len(q)].sqrt() + residual_norms
     return [
-        _close(f"exact traces by two routes{where}", traces - trace, trace.abs(), subject, tolerance),
-        _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerance),
+        _close(f"exact traces by two routes{where}", traces - trace, trace.abs(), subject, tolerances[0]),
+        _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerances[1]),
     ]
 
 
@@ -270,8 +272,8 @@ def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
         traces = _traces(few, "hessian" if subject.piecewise_linear else "ggn")
         q = _full_forms(subject, matrix_of(subject), few, Z)
         residuals = _residual_forms(subject, few, Z)
-        eps = torch.finfo(torch.float64).eps
-        return _against_rows(subject, gram, (traces, q, residuals), eps**0.5, ", in float64")
+        strict = torch.finfo(torch.float64).eps ** 0.5
+        return _against_rows(subject, gram, (traces, q, residuals), (strict, strict), ", in float64")
 
     return subject.ranks.agreed(work)
 
