@@ -389,6 +389,14 @@ def test_rounding_that_switches_units_is_no_mistake(tmp_path):
     assert report["passed"]
 
 
+def test_a_variance_that_is_not_told_from_zero_is_left_out(tmp_path):
+    """Seed 102 of these sizes has layers of a few parameters whose norms are not known well enough."""
+    report = run(Settings(model="resnet18", batch=6, probes=8, width=1, seed=102), tmp_path, say=quiet)
+    assert "no variance told from zero" in report["checks"]["joint z-test of the layers"]["detail"]
+    assert report["passed"]
+    assert None in [row["z"] for row in report["layers"].values()]
+
+
 def test_precision_switches_come_back():
     before = precision_switches()
     with full_precision():

@@ -315,7 +315,10 @@ def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
     # 2(‖H_ll‖² − ‖diag H_ll‖²) + Σ_{m≠l}‖H_lm‖², where Σ_m ‖H_lm‖² = E‖(Hz)_l‖².
     predicted = (squares.mean(0) + norm2 - 2 * diagonal2).clamp(min=0)
     of_rows2 = squares.std(0) / math.sqrt(count)
-    uncertain = (of_rows2.square() + _vector(of_dual["norm2_stderr"]).square()).sqrt() / predicted
+    of_prediction = (of_rows2.square() + _vector(of_dual["norm2_stderr"]).square()).sqrt()
+    # A layer of a few parameters may have a prediction that is not told from zero: there is nothing to compare with.
+    predicted = torch.where(predicted > of_prediction, predicted, math.nan)
+    untold, uncertain = int(predicted.isnan().sum()), of_prediction / predicted
     q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)
     error = q.mean(0) - _vector(before["exact"]["layers"]["exact"])
     z, ratio = error / (predicted / K).sqrt(), q.var(0) / predicted
@@ -336,22 +339,29 @@ def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
     )
     bound = law.largest_z()
     widened = z.abs() / widening.sqrt()
-    bias = (bound * float(widening.max().sqrt()) + 3.1) / math.sqrt(K)
-    factor = detectable * float(widening.max()) ** 2
+    bias = (bound * _largest(widening) ** 0.5 + 3.1) / math.sqrt(K)
+    factor = detectable * _largest(widening) ** 2
+    without = f"; {untold} of them have no variance told from zero" if untold else ""
     detail = (
-        f"largest |z| {float(z.abs().max()):.2f} of {len(z)} layers with K = {K}, bound {bound:.1f}; finds a bias of "
-        f"{bias:.1f} standard deviations of one probe"
+        f"largest |z| {_largest(z.abs()):.2f} of {len(z)} layers with K = {K}, bound {bound:.1f}; finds a bias of "
+        f"{bias:.1f} standard deviations of one probe{without}"
     )
-    stage.checks.append(_tested("joint z-test of the layers", float(widened.max()), bound, detail, ALPHA, K, bias))
+    stage.checks.append(_tested("joint z-test of the layers", _largest(widened), bound, detail, ALPHA, K, bias))
     detail = (
-        f"measured over predicted {float(ratio.min()):.2f} to {float(ratio.max()):.2f}, median "
-        f"{float(ratio.median()):.2f}, of {len(z)} layers with K = {K}; intervals {float(lows.min()):.2g} to "
-        f"{float(highs.max()):.3g}; finds a factor of {factor:.3g}"
+        f"measured over predicted {-_largest(-ratio):.2f} to {_largest(ratio):.2f}, median "
+        f"{float(ratio.nanmedian()):.2f}, of {len(z)} layers with K = {K}; intervals {-_largest(-lows):.2g} to "
+        f"{_largest(highs):.3g}; finds a factor of {factor:.3g}{without}"
     )
     outside = torch.maximum(ratio / highs, lows / ratio)
-    stage.checks.append(_tested("variance as predicted", float(outside.max()), 1.0, detail, VARIANCE_ALPHA, K, factor))
+    stage.checks.append(_tested("variance as predicted", _largest(outside), 1.0, detail, VARIANCE_ALPHA, K, factor))
     _critical_probes(subject, before, predicted, stage)
     return stage
+
+
+def _largest(values: Tensor) -> float:
+    """Of those that are numbers; NaN where none is, which passes no test."""
+    told = values[~values.isnan()]
+    return float(told.max()) if len(told) else math.nan
 
 
 def _row_norms2(
@@ -404,7 +414,7 @@ def _critical_probes(subject: Subject, before: Mapping[str, Found], predicted: T
     seconds, b = before["estimates"]["seconds"], subject.problem.num_samples
     for layer, V in _by_layer(subject, predicted).items():
         floor = theory.batch_trace_variance(before["dual"]["layers"]["sample_trace_sd"][layer] ** 2, b, math.inf)
-        critical = theory.critical_num_probes(V, floor) if floor > 0 else math.inf
+        critical = theory.critical_num_probes(V, floor) if floor > 0 and math.isfinite(V) else math.inf
         best = math.inf
         if math.isfinite(critical):
             best = max(theory.cost_optimal_num_probes(seconds["graph"], seconds["product"], critical), 1.0)
@@ -572,7 +582,10 @@ def precision(subject: Subject, before: Mapping[str, Found]) -> Stage:
     """What lower precision does to a product, beside float64."""
     stage, reference, z = Stage(), _double(subject), subject.probes(range(1))
     expected = _full_form(subject, reference, z)
-    scale = _vector(before["variance"]["layers"]["predicted_sd"]) + _vector(before["exact"]["layers"]["exact"]).abs()
+    scale = (
+        _vector(before["variance"]["layers"]["predicted_sd"]).nan_to_num()
+        + _vector(before["exact"]["layers"]["exact"]).abs()
+    )
     errors: dict[str, float | None] = {}
     for name, way in _ways(subject):
         try:
