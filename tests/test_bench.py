@@ -197,7 +197,7 @@ def test_memory_counts_what_is_held_at_once():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["resnet"], "no problem 'resnet': choose from mlp, mlp-tanh, cnn, resnet18, dense"),
+        (["resnet"], "no problem 'resnet': choose from mlp, mlp-tanh, cnn, resnet18, resnet18-as-built, dense"),
         (["mlp", "--repeats", "0"], "--repeats 0: pass one round or more"),
         (["mlp", "--json", "nowhere/found.json"], "--json nowhere/found.json: the folder does not exist"),
     ],

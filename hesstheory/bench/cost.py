@@ -63,24 +63,35 @@ def seconds_of(call: Callable[[], object]) -> float:
 
 
 class Clock:
-    """Times calls in gradients, each beside gradients of its own; `units` keeps the seconds of all gradients."""
+    """Times calls in gradients, each beside gradients of its own; `units` keeps the seconds of all gradients.
+
+    Both are repeated, up to 20 times, until they last 50 ms, so that both run on warm caches.
+    """
 
     def __init__(self, problem: Problem) -> None:
         self.problem, self.units = problem, list[float]()
-        self._gradients(1)
-        self.rounds = max(1, min(20, round(0.05 / max(seconds_of(lambda: self._gradients(1)), 1e-4))))
+        self._gradient()
 
-    def _gradients(self, count: int) -> None:
-        for _ in range(count):
-            gradient(self.problem)
+    def _gradient(self) -> None:
+        gradient(self.problem)
 
     def __call__(self, call: Callable[[], object]) -> float:
-        def unit() -> float:
-            return seconds_of(lambda: self._gradients(self.rounds)) / self.rounds
-
-        before, seconds, after = unit(), seconds_of(call), unit()
+        before, seconds, after = map(_seconds_in_a_run, (self._gradient, call, self._gradient))
         self.units.append((before + after) / 2)
         return seconds / self.units[-1]
+
+
+def _seconds_in_a_run(call: Callable[[], object]) -> float:
+    first = seconds_of(call)
+    repeats = min(20, round(0.05 / max(first, 1e-4)))
+    if repeats < 2:
+        return first
+
+    def run() -> None:
+        for _ in range(repeats):
+            call()
+
+    return seconds_of(run) / repeats
 
 
 def cost_in_rounds(

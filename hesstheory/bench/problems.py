@@ -81,6 +81,15 @@ def _resnet18(tiny: bool, train: bool) -> Problem:
     return zoo.full_scale_problem("resnet18", data, batch_size=16, width=width, generator=stream(0, "bench"))
 
 
+def _resnet18_as_built(tiny: bool, train: bool) -> Problem:
+    """In eval mode before any forward pass: running means of 0 and variances of 1."""
+    problem = _resnet18(tiny, train)
+    for module in problem.model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.reset_running_stats()
+    return problem
+
+
 def _dense(tiny: bool, train: bool) -> Problem:
     name, num_samples = ("tanh_mlp", 16) if tiny else ("wide_mlp", 128)
     return zoo.problem(name, stream(0, "bench"), batch_sizes=[num_samples])
@@ -157,6 +166,11 @@ LOGITS = ("exact_traces", "LogitProbeTrace", "LogitProbeTrace, summed")
 CONTROL = ("ControlVariateTrace", "ControlVariateTrace, probed", "ControlVariateTrace, separated")
 _PEERS = tuple(name for name, way in WAYS.items() if way.kind == "peer")
 
+_AT_FULL_SCALE: dict[str, Any] = {
+    "ways": ("plain torch", "LayerwiseTrace", *LOGITS, *_PEERS),
+    "counts": (2, 10), "block_counts": (1, 7), "stride": 3, "draws": 30, "repeats": 3,
+}  # fmt: skip
+
 SETTINGS: Mapping[str, Setting] = {
     "mlp": Setting("MLP 784-256-256-10, ReLU, trained", partial(_mlp, nn.ReLU), (*PRODUCTS, *LOGITS, *_PEERS)),
     "mlp-tanh": Setting(
@@ -164,10 +178,10 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "cnn": Setting("CNN, ReLU, trained", _cnn, (*PRODUCTS, *LOGITS, *_PEERS), draws=200),
     "resnet18": Setting(
-        "ResNet-18, batch 16, untrained",
-        _resnet18,
-        ("plain torch", "LayerwiseTrace", *LOGITS, *_PEERS),
-        counts=(2, 10), block_counts=(1, 7), stride=3, draws=30, repeats=3,
+        "ResNet-18, batch 16, untrained, running statistics of the batch", _resnet18, **_AT_FULL_SCALE
+    ),
+    "resnet18-as-built": Setting(
+        "ResNet-18, batch 16, untrained, running statistics 0 and 1", _resnet18_as_built, **_AT_FULL_SCALE
     ),
     "dense": Setting("dense Hessian in float64", _dense, (), repeats=1),
 }  # fmt: skip
