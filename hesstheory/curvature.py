@@ -429,10 +429,14 @@ def graph_values(value: Tensor) -> int:
 
 
 _ONCE = once_differentiable(lambda ctx, *gradients: gradients).__code__  # the wrapper that every use of it shares
+_RECURRENT = "recurrent layers of cuDNN have no second derivative: use `with torch.backends.cudnn.flags(enabled=False)`"
 _CURES = {
     "use_reentrant": "reentrant checkpointing hides parameters: checkpoint with use_reentrant=False",
     "Checkpointing is not compatible": "reentrant checkpointing hides parameters: checkpoint with use_reentrant=False",
     "scaled_dot_product": "a fused attention kernel has no second derivative: use sdpa_kernel(SDPBackend.MATH)",
+    "CuDNN RNN": _RECURRENT,
+    "cudnn RNN": _RECURRENT,
+    "aot_autograd does not": "a compiled module has no second derivative: pass the model as it was before compilation",
     "is not implemented": "an operation has no second derivative: replace it by differentiable torch operations",
     "does not require grad": "a custom autograd.Function breaks the graph in backward: write it in torch operations",
 }
@@ -625,9 +629,10 @@ def check_fits(problem: Problem, num_columns: int, bytes_per_entry: int, what: s
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
+    """Bytes that can still be allocated on a device; PyTorch keeps what was freed on CUDA, and gives it out again."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:
         with open("/proc/meminfo") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

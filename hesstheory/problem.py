@@ -87,7 +87,8 @@ class Problem:
 
     `model` is called as `model(inputs)`, with a tuple of inputs spread over positions and a dict over keywords;
     `loss_fn(outputs, targets)` is the mean over a batch; `batches` holds `(inputs, targets)` pairs and is read once.
-    Frozen parameters are left out. Train-mode batch norm and active dropout are refused unless `allow_train_mode`.
+    Frozen parameters are left out. `torch.compile` around the model is taken off: autograd does not differentiate what
+    it makes twice. Train-mode batch norm and active dropout are refused unless `allow_train_mode`.
 
     Raises ValueError for input that would give a silent wrong number; the message names the cure.
     """
@@ -102,6 +103,7 @@ class Problem:
         allow_train_mode: bool = False,
     ) -> None:
         _check_types(model, loss_fn)
+        model = _uncompiled(model)
         self.loss_fn = loss_fn
         self.batches = _read(batches)
         self.allow_train_mode = allow_train_mode
@@ -459,6 +461,12 @@ def _batch_sizes(batches: Sequence[Batch]) -> tuple[int, ...]:
 def _layout(model: nn.Module) -> dict[str, tuple[Any, ...]]:
     """What of the parameters must stay while their values change."""
     return {name: (id(p), p.requires_grad, p.dtype, p.device, p.shape) for name, p in model.named_parameters()}
+
+
+def _uncompiled(model: nn.Module) -> nn.Module:
+    """What torch.compile was given: the same function of the same parameters, which can be differentiated twice."""
+    original = getattr(model, "_orig_mod", None)
+    return original if isinstance(original, nn.Module) else model
 
 
 def _check_types(model: nn.Module, loss_fn: Callable[[Any, Any], Tensor]) -> None:

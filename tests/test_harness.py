@@ -107,6 +107,14 @@ def test_many_samples_are_sketched(tmp_path, monkeypatch):
     report = run(TINY, tmp_path, say=quiet)
     assert report["found"]["dual"]["sketched"]
     assert report["passed"]
+    assert report["checks"]["estimates are forms of products"]["status"] == "passed"
+
+
+def test_doubled_estimates_are_noticed_where_samples_are_sketched(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "_MOST_ROWS", 30)
+    doubled_estimates(monkeypatch)
+    report = run(TINY, tmp_path, say=quiet)
+    assert report["checks"]["estimates are forms of products"]["status"] == "failed"
 
 
 # --- mistakes that the checks must notice -----------------------------------------------------------------------------
@@ -130,8 +138,8 @@ class _Bent:
     def __matmul__(self, V):
         return self.bend(self.matrix @ V, V)
 
-    def quadratic_forms(self, Z):
-        return self.matrix.quadratic_forms(Z)
+    def __getattr__(self, name):
+        return getattr(self.matrix, name)
 
 
 def bent(bend):
@@ -212,6 +220,21 @@ def test_a_mistake_is_noticed(plant, noticed_by, tmp_path, monkeypatch):
     assert report["checks"][noticed_by]["status"] == "failed"
     assert not report["passed"]
     assert noticed_by in show.conclusion(report)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "noticed_by"),
+    [
+        ("_traces", lambda right: lambda *a: 1.000001 * right(*a), "exact traces by two routes, in float64"),
+        ("_full_forms", lambda right: lambda *a: 1.000001 * right(*a), "H = G + R, probe by probe, in float64"),
+        ("residual", lambda right: lambda problem: ggn(problem), "H = G + R, probe by probe, in float64"),
+    ],
+)
+def test_the_strict_check_of_two_samples_notices_what_float32_hides(name, changed, noticed_by, tmp_path, monkeypatch):
+    """A millionth is rounding in float32, and is found in float64."""
+    monkeypatch.setattr(stages, name, changed(getattr(stages, name)))
+    report = run(Settings(model="vgg11", batch=4, probes=2, width=1), tmp_path, say=quiet)
+    assert report["checks"][noticed_by]["status"] == "failed"
 
 
 def test_float32_beside_float64_is_noticed(tmp_path, monkeypatch):

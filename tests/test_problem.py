@@ -549,6 +549,15 @@ def test_reentrant_checkpoints_are_refused_and_others_work(build):
     torch.testing.assert_close(hessian(problem).to_dense(), hessian(plain).to_dense(), rtol=1e-12, atol=1e-14)
 
 
+def test_a_compiled_model_is_taken_as_it_was_before(build):
+    """PyTorch differentiates no compiled function twice; names and numbers are those of the model itself."""
+    model, batches = build(mlp), [data()]
+    plain, compiled = (Problem(m, F.mse_loss, batches) for m in (model, torch.compile(model, backend="aot_eager")))
+    assert compiled.model is model
+    assert list(compiled.params) == list(plain.params)
+    assert torch.equal(hessian(compiled).to_dense(), hessian(plain).to_dense())
+
+
 class AttentionHead(nn.Module):
     def __init__(self, kernel):
         super().__init__()
@@ -561,6 +570,13 @@ class AttentionHead(nn.Module):
 
 def attention_by_hand(query, key, value):
     return (query @ key.mT / key.shape[-1] ** 0.5).softmax(-1) @ value
+
+
+def test_a_module_compiled_in_place_is_refused(build):
+    model = build(lambda: AttentionHead(attention_by_hand))
+    model.compile(backend="aot_eager")
+    with pytest.raises(NotTwiceDifferentiable, match="pass the model as it was before compilation"):
+        hessian(Problem(model, F.mse_loss, [data()])).to_dense()
 
 
 def test_the_default_attention_kernel_works(build):

@@ -126,13 +126,15 @@ def _traces(ax: Axes, report: Report, y: Any) -> None:
 
 
 def _sparse_symlog(ax: Axes, smallest: float) -> None:
-    """Zero, the largest power of ten on either side and one between."""
+    """Zero, the largest power of ten on either side and one between where there is room for its label."""
     low, high = ax.get_xlim()
     first = math.floor(math.log10(smallest))
     ticks = [0.0]
     for sign, end in ((-1, -low), (1, high)):
         last = math.floor(math.log10(end)) if end > 0 else first
-        ticks += [sign * 10.0**power for power in {(first + last + 1) // 2, last} if power > first]
+        middle = (first + last + 1) // 2
+        powers = {middle, last} if last - middle > 1 else {last}
+        ticks += [sign * 10.0**power for power in powers if power > first]
     ax.set_xticks(sorted(ticks))
     ax.xaxis.set_minor_locator(NullLocator())
 

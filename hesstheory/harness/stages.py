@@ -130,20 +130,34 @@ def estimates(subject: Subject, before: Mapping[str, Found]) -> Stage:
     K, matrix = subject.settings.probes, matrix_of(subject)
     samples: list[Tensor] = []
     groups = [range(start, min(start + _GROUP, K)) for start in range(0, K, _GROUP)]
-    one = min(seconds_of(lambda: _forms(subject, matrix, range(1)), subject.device) for _ in range(3))
+    graph = min(seconds_of(partial(_graphs, subject, matrix), subject.device) for _ in range(3))
     seconds = 0.0
     for group in groups:
         subject.say(f"products with probes {group.start + 1} to {group.stop} of {K}")
         seconds += seconds_of(partial(_append_forms, samples, subject, matrix, group), subject.device)
     q = torch.cat(samples).cpu()
     distinct = len(torch.unique(q, dim=0))
-    per_probe = max((seconds - len(groups) * one) / max(K - len(groups), 1), 1e-9)
+    per_probe = max(seconds - len(groups) * graph, 1e-9) / K
     return Stage(
         {"estimate": _by_layer(subject, q.mean(0)), "stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
         [_at_most("probes differ", K - distinct, 0, "samples that repeat another one")],
-        seconds={"product": per_probe, "graph": max(one - per_probe, 0.0), "estimates": seconds},
+        seconds={"product": per_probe, "graph": graph, "estimates": seconds},
         found={"samples": q.tolist()},
     )
+
+
+def _graphs(subject: Subject, matrix: Callable[[Problem], Curvature]) -> None:
+    """What is built before the first product, and dropped."""
+
+    def build(problem: Problem) -> Tensor:
+        for _ in matrix(problem).pushes():
+            pass
+        return torch.zeros(())
+
+    if subject.settings.parallel == "data":
+        subject.over_samples(build)
+    else:
+        subject.ranks.agreed(lambda: subject.halving(build, subject.problem))
 
 
 def _append_forms(samples: list[Tensor], *arguments: Any) -> None:
@@ -202,7 +216,8 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     _norms(subject, gram, sketch, stage)
     q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)[: len(_VERIFIED)]
     traces = _vector(before["exact"]["layers"]["exact"])
-    if sketch:  # what is compared is of the first samples alone
+    if sketch:  # what is compared to rows is of the first samples alone
+        stage.checks.append(_against_products(subject, q, before["kinks"]["found"]["tolerance"]))
         q, traces = _full_forms(subject, matrix_of(subject), head, Z[:, : len(_VERIFIED)]), _traces(head, "ggn")
     residuals = _residual_forms(subject, head, Z[:, : len(_VERIFIED)])
     tolerance, flipped = (before["kinks"]["found"][key] for key in ("tolerance", "flipped"))
@@ -261,6 +276,17 @@ def _against_rows(
         _close(f"exact traces by two routes{where}", traces - trace, trace.abs(), subject, tolerances[0]),
         _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerances[1]),
     ]
+
+
+def _against_products(subject: Subject, q: Tensor, tolerance: float) -> Check:
+    """The estimates beside z_lᵀ(Hz)_l of products of the whole batch."""
+    forms, norms, index = [], [], subject.problem.index.values()
+    for z in subject.probes(_VERIFIED).mT:
+        Hz = subject.product(matrix_of(subject), z.to(subject.problem.dtype)).cpu()
+        forms.append(torch.stack([z.cpu()[i].double() @ Hz[i] for i in index]))
+        norms.append(torch.stack([Hz[i].norm() for i in index]))
+    scale = torch.stack(forms).abs() + torch.stack(norms)
+    return _close("estimates are forms of products", q - torch.stack(forms), scale, subject, tolerance)
 
 
 def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
@@ -451,13 +477,18 @@ def logit_probes(subject: Subject, before: Mapping[str, Found]) -> Stage:
     else:
         frobenius = _vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2)
         tail = Tail.sign_form(frobenius, found["logit_spectral"])
-        error = (q.mean(0) - exact_trace).numpy()
-        rounding = torch.finfo(subject.problem.dtype).eps ** 0.5 * exact_trace.abs().numpy()
-        width = tail.half_width(K, ALPHA / len(error)) + rounding
+        error, size = (q.mean(0) - exact_trace).numpy(), exact_trace.abs().numpy()
+        width = tail.half_width(K, ALPHA / len(error)) + torch.finfo(subject.problem.dtype).eps ** 0.5 * size
+        bias = float(np.nanmax((width + tail.half_width(K, 1e-3)) / np.where(size > 0, size, math.nan)))
         worst = int(np.argmax(np.abs(error) / width))
         layer = list(subject.problem.partition.blocks)[worst]
-        detail = f"nearest to its bound {layer}: {error[worst]:.3g} of ±{width[worst]:.3g}"
-        stage.checks.append(_tested("logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K))
+        detail = (
+            f"nearest to its bound {layer}: {error[worst]:.3g} of ±{width[worst]:.3g}; finds a bias of "
+            f"{100 * bias:.2g} % of the trace in any layer"
+        )
+        stage.checks.append(
+            _tested("logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K, bias)
+        )
     return stage
 
 

@@ -87,7 +87,6 @@ class Subject:
 
     settings: Settings
     problem: Problem
-    images: Data
     ranks: Ranks
     say: Say
 
@@ -130,9 +129,9 @@ class Subject:
                 size = max(problem.batch_sizes)
                 if size == 1:
                     raise
-                torch.cuda.empty_cache()
-                self.say(f"the device is out of memory with batches of {size}: going on with {size // 2}")
-                problem = problem.rebatched(size // 2)
+            torch.cuda.empty_cache()  # not before the error is gone, which holds what was there when it was raised
+            self.say(f"the device is out of memory with batches of {size}: going on with {size // 2}")
+            problem = problem.rebatched(size // 2)
 
     def probes(self, numbers: range, purpose: str = "probes") -> Float[Tensor, "params probes"]:
         """Sign probes as int8, each from a stream of its own: who computes with them does not matter."""
@@ -174,7 +173,7 @@ def built(settings: Settings, device: torch.device, ranks: Ranks, folder: Path, 
         _train(model, data, settings, folder, ranks, say)
     ranks.copy_from_first(iter([*model.parameters(), *model.buffers()]))
     batch: Batch = (measured.inputs.to(device), measured.targets.to(device))
-    return Subject(settings, Problem(model.eval(), F.cross_entropy, [batch]), data, ranks, say)
+    return Subject(settings, Problem(model.eval(), F.cross_entropy, [batch]), ranks, say)
 
 
 def _train(model: nn.Module, data: Data, settings: Settings, folder: Path, ranks: Ranks, say: Say) -> None:
