@@ -1,7 +1,8 @@
-"""Convolutions whose derivatives of every order are convolutions: a Hessian product costs two gradients.
+"""Convolutions and batch norms whose second derivatives cost what the first do: a Hessian product is two gradients.
 
 y = x ∗ w is bilinear, ⟨g, x ∗ w⟩ trilinear in (x, w, g), and each of the three maps that it defines has the other two
-for derivatives. PyTorch's own second derivative takes detours through transposed copies that cost half as much again.
+for derivatives. PyTorch's own second derivative takes detours through transposed copies that cost half as much again;
+that of a batch norm in eval mode, which is w·(x − m)/s + b, through a dozen passes over the batch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 
@@ -22,6 +24,11 @@ class Geometry:
     input_size: torch.Size
     weight_size: torch.Size
     options: tuple[Any, ...]  # stride, padding, dilation, transposed, output padding, groups
+
+    def slopes(self, g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The slopes at the input and at the weight."""
+        at_x, at_w, _ = torch.ops.aten.convolution_backward(g, x, w, None, *self.options, [True, True, False])
+        return at_x, at_w
 
     def slope(self, g: Tensor, x: Tensor | None, w: Tensor | None) -> Tensor:
         """The slope at the input or at the weight, whichever is None, of which PyTorch reads the size alone."""
@@ -51,6 +58,8 @@ class _Output(Function):
     def backward(ctx: Any, g: Tensor) -> Any:
         x, w = ctx.saved_tensors
         at_x, at_w, _ = ctx.needs_input_grad
+        if at_x and at_w and not torch.is_grad_enabled():  # the last derivative: both at once cost less
+            return *ctx.geometry.slopes(g, x, w), None
         return (
             _apply(_AtInput, g, w, ctx) if at_x else None,
             _apply(_AtWeight, x, g, ctx) if at_w else None,
@@ -117,18 +126,76 @@ def _convolution(
     return y if bias is None else y + bias.reshape(-1, *[1] * dimensions)
 
 
-class BilinearConvolutions(TorchFunctionMode):
-    """Within it, convolutions of the forward pass are these; all that they do not cover stays PyTorch's."""
+class _Normalised(Function):
+    """(x − m, w, b) ↦ w·(x − m)/s + b, with the digits of PyTorch's batch norm of x, in plain second derivatives."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, centred: Tensor, w: Tensor, b: Tensor, x: Tensor, mean: Tensor, variance: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(centred, w, (variance + eps).rsqrt())
+        return torch.batch_norm(x, w, b, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        centred, w, scale = ctx.saved_tensors
+        others = [d for d in range(g.ndim) if d != 1]
+        at_centred = g * _of_channels(w * scale, g) if ctx.needs_input_grad[0] else None
+        return at_centred, scale * (g * centred).sum(others), g.sum(others), None, None, None, None
+
+
+def _of_channels(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(-1, *[1] * (like.ndim - 2))
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    centred = x - _of_channels(running_mean, x)
+    y: Tensor = _Normalised.apply(centred, weight, bias, x.detach(), running_mean, running_var, eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+class BilinearLayers(TorchFunctionMode):
+    """Within it, layers of the forward pass are these; all that they do not cover stays PyTorch's."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        ours = func in _CONVOLUTIONS and _is_plain(*args, **kwargs)
-        return _convolution(*args, **kwargs) if ours else func(*args, **kwargs)
+        if func in _CONVOLUTIONS and _is_plain(*args, **kwargs):
+            return _convolution(*args, **kwargs)
+        if func is F.batch_norm and _is_affine(*args, **kwargs):
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
+
+
+def _is_affine(
+    x: Any = None,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    training: Any = False,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+) -> bool:
+    """In eval mode, with statistics, weight and bias, all in one real dtype, and no autocast at work."""
+    of_channels = (running_mean, running_var, weight, bias)
+    if training or type(x) is not Tensor or not all(isinstance(tensor, Tensor) for tensor in of_channels):
+        return False
+    same = x.is_floating_point() and all(tensor.dtype == x.dtype for tensor in of_channels)
+    return same and not torch.is_autocast_enabled(x.device.type)
 
 
 def _is_plain(x: Any = None, w: Any = None, *args: Any, **options: Any) -> bool:

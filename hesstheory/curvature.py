@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hesstheory.convolution import BilinearConvolutions
+from hesstheory.convolution import BilinearLayers
 from hesstheory.problem import Batch, NotTwiceDifferentiable, Problem, differentiating, graph_leaves, graph_nodes
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class Curvature:
         of_tensor = columns.new_zeros(len(columns), len(problem.params), dtype=torch.float64)
         for weight, push in self.pushes():
             for chunk in push.chunks(len(columns), problem.num_params):
-                tangents = self.tangents(columns[chunk].to(problem.dtype))
+                tangents = self.tangents(columns[chunk])
                 for part in parts:
                     only = [tangent if j in part else None for j, tangent in enumerate(tangents)]
                     for j, row in zip(part, push(only, part), strict=True):
@@ -182,11 +183,11 @@ class Curvature:
                     push = linearise(self.problem, batch)
                 yield coefficient * weight, push
 
-    def tangents(self, columns: Float[Tensor, "columns params"]) -> list[Tensor]:
-        """Rows of a K×P matrix cut into one K×shape tensor per parameter."""
+    def tangents(self, columns: Real[Tensor, "columns params"]) -> list[Tensor]:
+        """Rows of a K×P matrix cut into one K×shape tensor per parameter, in the dtype of the model."""
         problem = self.problem
         return [
-            columns[:, start:stop].reshape(len(columns), *p.shape)
+            columns[:, start:stop].to(problem.dtype).reshape(len(columns), *p.shape)
             for (start, stop), p in zip(problem.offsets.values(), problem.params.values(), strict=True)
         ]
 
@@ -287,7 +288,7 @@ class _SeparateUses(TorchFunctionMode):
 
 def _linearised_hessian(problem: Problem, batch: Batch) -> Push:
     params = list(problem.params.values())
-    with _convolutions(problem):
+    with _layers(problem):
         loss = problem.loss(batch)
     check_twice_differentiable(loss)
     gradients = _gradients(loss, params, create_graph=True)
@@ -310,7 +311,7 @@ def _linearised_ggn(problem: Problem, batch: Batch) -> Push:
 
 def _linearised_residual(problem: Problem, batch: Batch) -> Push:
     params = list(problem.params.values())
-    with _convolutions(problem):
+    with _layers(problem):
         outputs, leaf, slope = _loss_slope(problem, batch)
     check_no_penalty(problem, problem.loss_of(leaf, batch))
     linear = outputs.mul(0.0 if slope is None else slope.detach()).sum()
@@ -318,9 +319,9 @@ def _linearised_residual(problem: Problem, batch: Batch) -> Push:
     return Push(lambda tangents, wanted: vjp(gradients, tangents, [params[j] for j in wanted]), graph_values(linear))
 
 
-def _convolutions(problem: Problem) -> AbstractContextManager[Any]:
-    """Faster convolutions where products come one by one: they have no rule for a batch of products."""
-    return BilinearConvolutions() if problem.num_params > _CHUNK_ELEMENTS // 2 else nullcontext()
+def _layers(problem: Problem) -> AbstractContextManager[Any]:
+    """Faster convolutions and batch norms where products come one by one: they have no rule for a batch of products."""
+    return BilinearLayers() if problem.num_params > _CHUNK_ELEMENTS // 2 else nullcontext()
 
 
 def _loss_slope(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -460,9 +461,18 @@ def _unit_tangents(params: Sequence[Tensor], rows: Sequence[int], chunk: slice) 
 
 @cache
 def keep_freed_memory() -> None:
-    """Once a block just below 32 MiB was freed, glibc keeps what a chunk frees for the next one instead of handing it
-    back to the system, which would cost as much time as the products (mallopt(3), M_MMAP_THRESHOLD)."""
+    """Lets glibc keep up to 1 GiB of what was freed for the next product instead of handing it back to the system,
+    which costs as much time as the product on some machines; MALLOC_ variables of the environment rule it out.
+
+    A freed block just below 32 MiB lifts the size from which on blocks are handed back at once (mallopt(3)).
+    """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        with suppress(AttributeError, OSError, TypeError):  # another C library
+            ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, 2**30)
+
+
+_M_TRIM_THRESHOLD = -1  # malloc.h
 
 
 def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, "tensors blocks"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hesstheory.curvature import free_memory
+from hesstheory.execution import full_precision
 from hesstheory.logit_space import loss_root
 from hesstheory.problem import Problem, differentiating
 from hesstheory.theory import ggn_squared_norm
@@ -78,6 +79,7 @@ class DualGram:
         return torch.tensor(self.sample_of_row, device=self.grams.device)
 
 
+@full_precision()
 def dual_gram(
     problem: Problem,
     probes: Float[Tensor, "params probes"] | None = None,
@@ -193,6 +195,7 @@ class SketchedNorms:
     diagonal_norms2: Float[Tensor, " blocks"]
 
 
+@full_precision()
 def sketched_norms(
     problem: Problem,
     generator: torch.Generator,

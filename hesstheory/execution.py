@@ -11,9 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,6 +153,7 @@ def ranks(device: torch.device, patience: float = PATIENCE) -> Iterator[Ranks]:
     if not torch.distributed.is_available():
         raise ValueError("this PyTorch has no torch.distributed: run one process, without torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else nccl aborts a process that waits too long
     torch.distributed.init_process_group(backend, timeout=timedelta(seconds=patience))
     try:
         yield Ranks(torch.distributed.get_rank(), count)
@@ -194,24 +196,55 @@ def device_named(name: str) -> torch.device:
     return torch.device("cuda", local)
 
 
+def _switches() -> dict[str, Any]:
+    """Where PyTorch may round float32 operands, by operation; `fp32_precision` of each is ieee or none where not."""
+    backends: Any = torch.backends
+    return {
+        "matrix products": backends.cuda.matmul,
+        "convolutions": backends.cudnn.conv,
+        "recurrent layers": backends.cudnn.rnn,
+        "matrix products on CPU": backends.mkldnn.matmul,
+        "convolutions on CPU": backends.mkldnn.conv,
+        "recurrent layers on CPU": backends.mkldnn.rnn,
+    }
+
+
+_FULL = ("ieee", "none")
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """TF32 and its like off, as certified numbers need; given back afterwards."""
-    before = precision_switches()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """TF32 and its like off, as certified numbers need; given back afterwards.
+
+    cuDNN's convolutions round to TF32 by default, to three digits. PyTorch has older and newer switches, refuses to
+    read the older ones where the newer ones differ, and reads both itself: all are set, so that they agree.
+    """
+    before = {name: switch.fp32_precision for name, switch in _switches().items()}
+    older: list[Callable[[], None]] = []
+    with suppress(RuntimeError):
+        older.append(partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
+    with suppress(RuntimeError):
+        older.append(partial(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32))
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    for switch in _switches().values():
+        if switch.fp32_precision not in _FULL:
+            switch.fp32_precision = "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = bool(before["TF32 in matrix products"])
-        torch.backends.cudnn.allow_tf32 = bool(before["TF32 in convolutions"])
+        for restore in older:
+            restore()
+        for name, switch in _switches().items():
+            if switch.fp32_precision != before[name]:
+                switch.fp32_precision = before[name]
 
 
 def precision_switches() -> dict[str, bool | str]:
     """What PyTorch is allowed to round, and whether it promises to repeat itself."""
+    allowed = {name: switch.fp32_precision for name, switch in _switches().items()}
     return {
-        "TF32 in matrix products": torch.backends.cuda.matmul.allow_tf32,
-        "TF32 in convolutions": torch.backends.cudnn.allow_tf32,
-        "float32 matrix products": torch.get_float32_matmul_precision(),
+        "rounds float32": ", ".join(f"{name} to {to}" for name, to in allowed.items() if to not in _FULL) or "nothing",
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "cuDNN benchmark": torch.backends.cudnn.benchmark,
         "default dtype": str(torch.get_default_dtype()).removeprefix("torch."),

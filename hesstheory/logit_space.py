@@ -47,6 +47,7 @@ from hesstheory.estimators import (
     check_choices,
     check_num_probes,
 )
+from hesstheory.execution import full_precision
 from hesstheory.problem import Batch, Problem, differentiating, graph_nodes, to_double
 
 if TYPE_CHECKING:
@@ -371,6 +372,7 @@ def linearised(problem: Problem, batch: Batch, trusted: frozenset[str] | None = 
     return line.with_rules_for(rules_that_hold(problem) if trusted is None else trusted)
 
 
+@full_precision()
 def rules_that_hold(problem: Problem) -> frozenset[str]:
     """Tensors whose rule gives the squared gradients of single rows of the outputs, tried beside plain gradients.
 
@@ -628,11 +630,13 @@ def _largest(values: Tensor) -> float:
 # --- traces -----------------------------------------------------------------------------------------------------------
 
 
+@full_precision()
 def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     """Exact traces by block, tr G_ll = Σ_b (n_b/N) Σ_n ‖S_nᵀ J_nl‖², in as many backward passes as S has columns.
 
     With `target="hessian"` the premise that tr H_ll = tr G_ll is verified on the graph of every batch and by second
-    derivatives (claims G1, G3); `target="ggn"` needs no premise. The name of the Series says which matrix it is.
+    derivatives (claims G1, G3); `target="ggn"` needs no premise. The name of the Series says which matrix it is. TF32,
+    PyTorch's default for convolutions on a GPU, is off meanwhile: its three digits would not be exact.
 
     Raises `NotPiecewiseLinear`, which names the module where the premise is not known to hold, for "hessian" alone;
     for both `NotConvex` where the loss is not convex in the outputs, `NotTwiceDifferentiable` where it has no second
@@ -718,6 +722,7 @@ class LogitProbeTrace:
                 "every sample needs an ε of its own, and Hadamard columns depend on one another: pass Rademacher()"
             )
 
+    @full_precision()
     def __call__(self, problem: Problem, generator: torch.Generator | None = None) -> Estimate:
         """Estimates with ε drawn from the generator, for every sample of its own."""
         import pandas as pd
