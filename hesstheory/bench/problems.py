@@ -178,10 +178,10 @@ SETTINGS: Mapping[str, Setting] = {
     ),
     "cnn": Setting("CNN, ReLU, trained", _cnn, (*PRODUCTS, *LOGITS, *_PEERS), draws=200),
     "resnet18": Setting(
-        "ResNet-18, batch 16, untrained, running statistics of the batch", _resnet18, **_AT_FULL_SCALE
+        "ResNet-18, untrained, statistics of the batch", _resnet18, **_AT_FULL_SCALE
     ),
     "resnet18-as-built": Setting(
-        "ResNet-18, batch 16, untrained, running statistics 0 and 1", _resnet18_as_built, **_AT_FULL_SCALE
+        "ResNet-18, untrained, statistics 0 and 1", _resnet18_as_built, **_AT_FULL_SCALE
     ),
     "dense": Setting("dense Hessian in float64", _dense, (), repeats=1),
 }  # fmt: skip
