@@ -28,7 +28,8 @@ _ROOMS = {
     ),
     "advice": ("Plan", "Ranking", "Recommendation", "rank_layers", "recommend"),
     "dual": ("DualGram", "dual_gram"),
-    "logit_space": ("ControlVariateTrace", "LogitProbeTrace", "NotConvex", "NotPiecewiseLinear", "exact_traces"),
+    "logit_space": ("ControlVariateTrace", "LogitProbeTrace", "NotPiecewiseLinear", "exact_traces"),
+    "loss_root": ("NotConvex",),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
     "conformance": ("CheckResult", "check_estimator"),
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         frontier,
         harness,
         logit_space,
+        loss_root,
         mutants,
         problem,
         pytest_plugin,
@@ -84,7 +86,8 @@ if TYPE_CHECKING:
         XTrace,
     )
     from hesstheory.evidence import Check, Verdict
-    from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, NotConvex, NotPiecewiseLinear, exact_traces
+    from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, NotPiecewiseLinear, exact_traces
+    from hesstheory.loss_root import NotConvex
     from hesstheory.problem import NotTwiceDifferentiable, Partition, Problem
     from hesstheory.pytest_plugin import parametrize_with_checks
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 from hesstheory.curvature import free_memory
 from hesstheory.execution import full_precision
-from hesstheory.logit_space import loss_root
+from hesstheory.loss_root import loss_root
 from hesstheory.problem import Problem, differentiating
 from hesstheory.theory import ggn_squared_norm
 

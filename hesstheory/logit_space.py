@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from operator import add
@@ -20,13 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.func import grad, vmap
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from hesstheory.convolution import Geometry
 from hesstheory.curvature import (
-    check_no_penalty,
-    check_twice_differentiable,
     chunks,
     free_memory,
     graph_values,
@@ -48,7 +47,8 @@ from hesstheory.estimators import (
     check_num_probes,
 )
 from hesstheory.execution import full_precision
-from hesstheory.problem import Batch, Problem, differentiating, graph_nodes, to_double
+from hesstheory.loss_root import cheapest_root, generic, loss_root
+from hesstheory.problem import Batch, Problem, graph_nodes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,137 +61,8 @@ _CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
 _LITTLE = 16 * 2**20  # bytes that are there without a look
 _LARGE = 100_000  # parameters from which on a vector of them costs as much as a pass of one sample
 _TRIED = 3  # samples on which the rules and the premise of equal traces are tried
+_FEW = 8  # samples up to which a backward pass for each costs less than vmap
 _KEPT = 3  # times the values of the forward graph that are held at most: these, the slopes, patches and Gram matrices
-
-
-class NotConvex(ValueError):
-    """The loss is not convex in the outputs, so that its Hessian there has no square root."""
-
-
-# --- the loss in the outputs ------------------------------------------------------------------------------------------
-
-
-def loss_root(problem: Problem, outputs: Tensor, batch: Batch) -> Float[Tensor, "samples outputs rank"]:
-    """S_n with S_n S_nᵀ = ∂²loss/∂f_n², columns that are zero for all samples left out: C − 1 for cross-entropy.
-
-    For any loss, by an eigendecomposition of each sample's Hessian in its outputs, which makes columns orthogonal.
-    Raises `NotConvex`, `NotTwiceDifferentiable`, and ValueError where the loss couples samples.
-    """
-    return _orthogonal_root(problem, _loss_slope(problem, outputs, batch)).to(outputs.dtype)
-
-
-def _cheapest_root(
-    problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False
-) -> Float[Tensor, "samples outputs rank"]:
-    """As `loss_root`, but for the columns, which are not orthogonal where the loss is that of a softmax."""
-    slope = _loss_slope(problem, outputs, batch, no_penalty)
-    root = _softmax_root(slope)
-    return (_orthogonal_root(problem, slope) if root is None else root).to(outputs.dtype)
-
-
-@dataclass(frozen=True)
-class _LossSlope:
-    """∂loss/∂f_n of every sample with its graph, the leaf that holds the outputs, and the batch that it was taken on.
-
-    In float64 where the loss allows: where a softmax is sure, its small curvature is a difference of terms of the size
-    that they have at outputs of zero.
-    """
-
-    values: Float[Tensor, "samples outputs"]
-    at: Tensor
-    batch: Batch
-
-    def bent(
-        self, directions: Float[Tensor, "directions samples outputs"]
-    ) -> Float[Tensor, "directions samples outputs"]:
-        """The Hessian of the loss in the outputs of all samples times directions."""
-        (rows,) = vjp([self.values], [directions], [self.at])
-        return torch.zeros_like(directions) if rows is None else rows.reshape(directions.shape)
-
-
-def _loss_slope(problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False) -> _LossSlope:
-    outputs = outputs.detach()
-    in_double = (batch[0], tree_map(to_double, batch[1]))
-    with suppress(RuntimeError, TypeError):  # it holds float32 weights of its own
-        return _slope(problem, outputs.double(), in_double, no_penalty)
-    return _slope(problem, outputs, batch, no_penalty)
-
-
-def _slope(problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False) -> _LossSlope:
-    leaf = outputs.clone().requires_grad_()
-    loss = problem.loss_of(leaf, batch)
-    check_twice_differentiable(loss)
-    if no_penalty:
-        check_no_penalty(problem, loss)
-    with differentiating():
-        (slope,) = torch.autograd.grad(loss, [leaf], create_graph=True)
-    return _LossSlope(slope.reshape(len(leaf), -1), leaf, batch)
-
-
-def _orthogonal_root(problem: Problem, slope: _LossSlope) -> Float[Tensor, "samples outputs rank"]:
-    H = _loss_hessians(slope)
-    values, vectors = torch.linalg.eigh(H.double())
-    rounding = 1e3 * H.shape[1] * torch.finfo(H.dtype).eps
-    if float(values.min()) < 0 and float(values.min()) < -rounding * _curvature_that_rounds(problem, slope, H):
-        raise NotConvex(
-            f"the loss is not convex in the outputs (curvature {float(values.min()):.3g}): the Gauss-Newton matrix "
-            "is then no sum of squares; use hessian(problem) with an estimator"
-        )
-    root = vectors * values.clamp(min=0).sqrt()[:, None]
-    kept: Tensor = root[..., values.amax(0) > rounding * values.abs().max()]
-    return kept
-
-
-def _softmax_root(slope: _LossSlope) -> Float[Tensor, "samples outputs rank"] | None:
-    """Cholesky's factor of c(diag(p) − ppᵀ), p = softmax(f), without a difference (Tanabe and Sagae 1992).
-
-    Column j is √(p_j/q_j₋₁) (√q_j at j, −p_i/√q_j below) with the tails q_j = Σ_{k>j} p_k. None where one product of
-    the loss's Hessian with a generic vector, for all samples at once, is not that of such matrices up to rounding.
-    """
-    f = slope.at.detach()
-    if f.ndim != 2 or f.shape[1] < 2 or not slope.values.requires_grad:
-        return None
-    p, eps, tiny = f.log_softmax(1).exp(), torch.finfo(f.dtype).eps, torch.finfo(f.dtype).tiny
-    u = _generic(f)
-    bent, spread = slope.bent(u[None])[0], p * (u - (p * u).sum(1, keepdim=True))
-    # c is read off where 1 − p is no difference of near numbers.
-    second = spread.abs().scatter(1, p.argmax(1, keepdim=True), 0.0).argmax(1, keepdim=True)
-    c = (bent / spread).gather(1, second)
-    size = p * (u.abs() + (p * u.abs()).sum(1, keepdim=True))
-    if not bool(((bent - c * spread).abs() <= 256 * eps * c * size).all()):
-        return None
-    tails = p.flip(1).cumsum(1).flip(1).clamp(min=tiny)  # from j on
-    before, after = tails[:, :-1], tails[:, 1:]
-    L = torch.tril(-p[:, :, None] / after.sqrt()[:, None], -1)
-    L.diagonal(dim1=1, dim2=2).copy_(after.sqrt())
-    return L.mul_((c * p[:, :-1] / before).sqrt()[:, None])
-
-
-def _loss_hessians(slope: _LossSlope) -> Float[Tensor, "samples outputs outputs"]:
-    """∂²loss/∂f_n² of every sample."""
-    N, D = slope.values.shape
-    units = slope.at.new_zeros(D + 1, N, D)
-    if not slope.values.requires_grad:
-        return units[:D].transpose(0, 1)
-    units[:D] = torch.eye(D, dtype=units.dtype, device=units.device)[:, None]
-    units[D, 0] = 1.0  # the first sample alone, which no other one may feel
-    bent = torch.cat([slope.bent(units[part]) for part in chunks(D + 1, slope.values.numel())])
-    if bool(bent[D, 1:].any()):
-        raise ValueError(
-            "the loss of a sample depends on the outputs of another one (contrastive, or normalised over the batch): "
-            "no sum over samples of squares is its Gauss-Newton matrix; use ggn(problem) with an estimator"
-        )
-    return (bent[:D].transpose(0, 1) + bent[:D].permute(1, 2, 0)) / 2
-
-
-def _curvature_that_rounds(problem: Problem, slope: _LossSlope, H: Tensor) -> float:
-    """The largest curvature here or at outputs of zero, whose rounding the curvature here carries."""
-    here, there = float(H.abs().max()), 0.0
-    with suppress(ValueError):  # a loss that has no value there, such as one of log outputs
-        flat = _slope(problem, torch.zeros_like(slope.at), slope.batch)
-        (row,) = vjp([flat.values[:, 0].sum()], [flat.values.new_ones(1)], [flat.at])
-        there = 0.0 if row is None else float(row.abs().max())
-    return max(here, there) if math.isfinite(there) else here
 
 
 # --- per-sample gradients ---------------------------------------------------------------------------------------------
@@ -272,7 +143,7 @@ class Linearised:
     def _told_by(self, row: int) -> dict[str, bool]:
         """Whether the rule is right about one row of the outputs, for the tensors that have a gradient there."""
         alone = torch.zeros_like(self.outputs)
-        alone[row] = _generic(alone[row])
+        alone[row] = generic(alone[row])
         names = [name for names in self.ruled for name in names]
         inputs: Any = [*self.edges, *(self.problem.params[name] for name in names)]
         found = torch.autograd.grad(self.outputs, inputs, alone, retain_graph=True, allow_unused=True)
@@ -299,7 +170,7 @@ class Linearised:
             if self.edges:
                 _add(found, self._summed(vjp([self.outputs], [cotangents[part]], self.edges)))
         for cotangent in cotangents if self.others else ():
-            _add(found, self._one_by_one(cotangent))
+            _add(found, self._one_by_one(cotangent) if self._alone is None else self._alone(cotangent))
         return found
 
     def _summed(self, slopes: Sequence[Tensor | None]) -> dict[str, Float[Tensor, " samples"]]:
@@ -333,13 +204,54 @@ class Linearised:
         rows = torch.autograd.grad(self.outputs, params, cotangent, retain_graph=True, allow_unused=True)
         return {name: row for name, row in zip(names, rows, strict=True) if row is not None}
 
+    @cached_property
+    def _alone(self) -> Callable[[Tensor], dict[str, Tensor]] | None:
+        """The same for tensors without a rule: every sample through the model by itself, side by side by vmap.
+
+        None for few samples and where the model cannot go through vmap, or is not the same function of samples by
+        themselves: then one backward pass of the batch for every sample.
+        """
+        problem, inputs, outputs = self.problem, self.batch[0], self.outputs.detach()
+        fixed = {name: p.detach() for name, p in problem.params.items()}
+        others = {name: fixed[name] for name in self.others}
+        of_samples = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.ndim else None, inputs)
+
+        def slope(tensors: dict[str, Tensor], sample: Any, u: Tensor) -> tuple[Tensor, Tensor]:
+            one = tree_map(lambda leaf: leaf[None] if isinstance(leaf, Tensor) and leaf.ndim else leaf, sample)
+            output = problem.outputs_at({**fixed, **tensors}, one)[0]
+            return (output * u).sum(), output
+
+        size = max(_CHUNK_BYTES // sum(p.numel() * p.itemsize for p in others.values()), 1)
+        each = vmap(grad(slope, has_aux=True), (None, of_samples, 0), chunk_size=size)
+
+        def passed(cotangent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            rows, found = each(others, inputs, cotangent)
+            return {name: row.flatten(1).square().sum(1) for name, row in rows.items()}, found
+
+        if len(outputs) <= _FEW:
+            return None
+        last = torch.zeros_like(outputs)
+        last[-1] = generic(last[-1])
+        try:
+            squares, found = passed(last)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # whatever an operation without a batching rule, or a model for whole batches, makes of it
+            return None
+        bound = torch.finfo(outputs.dtype).eps ** 0.5
+        if found.shape != outputs.shape or not bool(((found - outputs).abs() <= bound * outputs.abs().max()).all()):
+            return None
+        expected = {name: _square(row) for name, row in self._rows(self.others, last).items()}
+        right = all(abs(squares[name][-1] - square) <= bound * square for name, square in expected.items())
+        return (lambda cotangent: passed(cotangent)[0]) if right else None
+
     def _one_by_one(self, cotangent: Tensor) -> dict[str, Tensor]:
-        """The same for tensors without a rule: one backward pass for every sample.
+        """The same by one backward pass for every sample.
 
         Tensors for which a generic sum over the samples is zero have a zero gradient in every sample.
         """
         found = {name: cotangent.new_zeros(len(cotangent)) for name in self.others}
-        weights = 1.5 + _generic(cotangent.new_empty(len(cotangent), *[1] * (cotangent.ndim - 1)))
+        weights = 1.5 + generic(cotangent.new_empty(len(cotangent), *[1] * (cotangent.ndim - 1)))
         alive = [name for name, row in self._rows(self.others, weights * cotangent).items() if bool(row.any())]
         for n in range(len(cotangent) if alive else 0):
             alone = torch.zeros_like(cotangent)
@@ -359,11 +271,6 @@ def _square(row: Tensor) -> Tensor:
     lines = row.reshape(len(row) if row.ndim > 1 else 1, -1)
     square: Tensor = torch.linalg.vector_norm(lines, dim=1).square().sum()
     return square
-
-
-def _generic(like: Tensor) -> Tensor:
-    """Numbers between −1 and 1 that no structure of a network has."""
-    return torch.arange(1, like.numel() + 1, device=like.device).to(like).cos().reshape(like.shape)
 
 
 def linearised(problem: Problem, batch: Batch, trusted: frozenset[str] | None = None) -> Linearised:
@@ -602,7 +509,7 @@ def _check_no_bend(line: Linearised) -> None:
     the tensors, of a large one, where a second derivative costs as much as a gradient: what the graph does not show
     may show here."""
     params, spans = list(line.problem.params.values()), list(line.problem.offsets.values())
-    P, u, eps = line.problem.num_params, _generic(line.outputs), torch.finfo(line.problem.dtype).eps
+    P, u, eps = line.problem.num_params, generic(line.outputs), torch.finfo(line.problem.dtype).eps
     tried = {P // 4, P // 2, 3 * P // 4} if P < _LARGE else {sum(spans[len(spans) // 2]) // 2}
     for i in sorted(tried):
         p, start = next((p, start) for p, (start, stop) in zip(params, spans, strict=True) if i < stop)
@@ -651,7 +558,7 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
         line = linearised(problem, batch, trusted)
         if target == "hessian":
             _check_piecewise_linear(line)
-        columns = _cheapest_root(problem, line.outputs, batch, no_penalty=target == "hessian").movedim(2, 0)
+        columns = cheapest_root(problem, line.outputs, batch, no_penalty=target == "hessian").movedim(2, 0)
         found = line.squared_norms_of_all(columns.reshape(-1, *line.outputs.shape))
         sums = torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
         for name, square in zip(found, sums, strict=True):

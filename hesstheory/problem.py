@@ -255,6 +255,14 @@ class Problem:
             buffers = {name: b.clone() for name, b in self.model.named_buffers()}
             return functional_call(self.model, buffers, args, kwargs) if buffers else self.model(*args, **kwargs)
 
+    def outputs_at(self, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
+        """f at other values of some parameters, for inputs of any number of samples; for torch.func."""
+        args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+        kwargs = inputs if isinstance(inputs, dict) else {}
+        with self._undisturbed():
+            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
+            return functional_call(self.model, {**buffers, **tensors}, args, kwargs)
+
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss of one batch with its graph; raises ValueError where it is not a finite scalar."""
         return self.loss_of(self.outputs(batch), batch)

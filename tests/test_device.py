@@ -188,7 +188,7 @@ def test_tf32_rounds_where_it_is_allowed(device):
 
 FAULTY_LIBRARY = {
     "rows": (dual.DualGram, "_rows_of_samples", lambda self: torch.tensor(self.sample_of_row)),
-    "cosines": (logit_space, "_generic", lambda like: torch.ones(like.shape)),
+    "cosines": (logit_space, "generic", lambda like: torch.ones(like.shape)),
     "labels": (estimators, "_labelled", lambda samples, problem: pd.DataFrame(samples.numpy())),
 }
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import hesstheory.logit_space
+import hesstheory.loss_root
 from hesstheory import (
     BlockSeparatedTrace,
     ControlVariateTrace,
@@ -27,7 +28,8 @@ from hesstheory import (
     residual,
     zoo,
 )
-from hesstheory.logit_space import fitted, linearised, loss_root, rules_that_hold
+from hesstheory.logit_space import fitted, linearised, rules_that_hold
+from hesstheory.loss_root import loss_root
 
 
 def close(found, expected):
@@ -581,7 +583,7 @@ def test_a_root_in_closed_form_serves_a_softmax_alone(name, scale, generator):
     outputs, targets = scale * torch.randn(5, 3, generator=generator), torch.tensor([0, 1, 2, 0, 1])
     model = drawn(nn.Linear(3, 3, device="meta"), generator)
     problem = Problem(model, SOFTMAX_LIKE[name], [(outputs, targets)])
-    S = hesstheory.logit_space._cheapest_root(problem, outputs, problem.batches[0])
+    S = hesstheory.loss_root.cheapest_root(problem, outputs, problem.batches[0])
     H = torch.autograd.functional.hessian(lambda f: SOFTMAX_LIKE[name](f, targets), outputs)
     expected = H[range(5), :, range(5)]
     assert (S @ S.mT - expected).abs().max() <= 1e-13 * expected.abs().max() + 1e-16
@@ -598,3 +600,63 @@ def test_probes_of_samples_must_not_depend_on_one_another():
 def test_logit_probes_ask_for_a_generator(generator):
     with pytest.raises(TypeError, match=r"pass a torch\.Generator"):
         LogitProbeTrace(2)(zoo.problem("tiny_relu", generator))
+
+
+# --- tensors without a rule, many samples -----------------------------------------------------------------------------
+
+
+class Attends(nn.Module):
+    """Tokens that see one another; `spoilt` says how samples depend on the batch that they are in."""
+
+    def __init__(self, spoilt=""):
+        super().__init__()
+        self.embed, self.attend, self.norm = (
+            nn.Linear(4, 6),
+            nn.MultiheadAttention(6, 2, batch_first=True),
+            nn.LayerNorm(6),
+        )
+        self.last, self.spoilt = nn.Linear(6, 3), spoilt
+
+    def forward(self, x):
+        h = self.embed(x)
+        h = self.norm(h + self.attend(h, h, h, need_weights=False)[0]).mean(1)
+        if self.spoilt == "mean of the batch":
+            h = h + h.mean(0)
+        if self.spoilt == "size of the batch":
+            h = h * len(x)
+        if self.spoilt == "slope of the batch":
+            h = h + h.mean(0) - h.mean(0).detach()
+        if self.spoilt == "a number":
+            h = h * (1 + 0 * h.sum().item())
+        return self.last(h)
+
+
+def attending(build, spoilt=""):
+    model, x = build(lambda: Attends(spoilt)).double().eval(), build(lambda: torch.randn(12, 5, 4)).double()
+    return Problem(model, F.cross_entropy, [(x, torch.arange(12) % 3)])
+
+
+def test_samples_without_a_rule_go_through_the_model_side_by_side(build):
+    problem = attending(build)
+    line = linearised(problem, problem.batches[0])
+    assert {"attend.in_proj_weight", "norm.weight"} <= set(line.others)
+    assert line._alone is not None
+    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+
+
+def test_side_by_side_is_one_by_one(build):
+    problem = attending(build)
+    line = linearised(problem, problem.batches[0])
+    u = build(lambda: torch.randn(12, 3)).double()
+    together, apart = line._alone(u), line._one_by_one(u)
+    assert together.keys() == apart.keys()
+    for name, squares in apart.items():
+        torch.testing.assert_close(together[name], squares, rtol=1e-12, atol=1e-20)
+        assert not together[name].requires_grad
+
+
+@pytest.mark.parametrize("spoilt", ["mean of the batch", "size of the batch", "slope of the batch", "a number"])
+def test_a_model_that_is_another_one_for_single_samples_is_differentiated_in_its_batch(spoilt, build):
+    problem = attending(build, spoilt)
+    line = linearised(problem, problem.batches[0])
+    assert line._alone is None

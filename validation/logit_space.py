@@ -18,7 +18,8 @@ from hesstheory.claims import Case, Context, claim
 from hesstheory.estimators import Gaussian, all_signs, hadamard_columns, strength_four_signs, three_point_grid
 from hesstheory.evidence import Check, empirical, exact, holds, symbolic
 from hesstheory.execution import stream
-from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, loss_root, rules_that_hold
+from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, rules_that_hold
+from hesstheory.loss_root import loss_root
 from validation.gauss_newton import EPS, cut, dense_ggn, passes, piecewise_linear, slope_squares, with_other_losses
 from validation.unbiasedness import absolute_rows, block_traces, roundings
 

@@ -22,7 +22,8 @@ import torch
 
 from hesstheory.bench.problems import SETTINGS, WAYS, Setting, Way
 from hesstheory.execution import stream
-from hesstheory.logit_space import ControlVariateTrace, exact_traces, loss_root
+from hesstheory.logit_space import ControlVariateTrace, exact_traces
+from hesstheory.loss_root import loss_root
 from hesstheory.problem import Partition, Problem
 
 ERROR = 0.01

@@ -18,9 +18,9 @@ from hesstheory.logit_space import (
     NotPiecewiseLinear,
     exact_traces,
     linearised,
-    loss_root,
     rules_that_hold,
 )
+from hesstheory.loss_root import loss_root
 from hesstheory.problem import Batch, Problem
 
 if TYPE_CHECKING:

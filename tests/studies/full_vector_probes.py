@@ -44,7 +44,7 @@ from torch.nn import functional as F
 
 from hesstheory import Estimate, Gaussian, LayerwiseTrace, LogitProbeTrace, Problem, exact_traces, rank_layers, zoo
 from hesstheory.execution import provenance, stream, write_atomically
-from hesstheory.logit_space import loss_root
+from hesstheory.loss_root import loss_root
 from hesstheory.zoo.initial import set_running_statistics
 
 _HELD = 2**29  # numbers of a dual factor that are held at once
