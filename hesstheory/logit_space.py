@@ -221,19 +221,18 @@ class Linearised:
             output = problem.outputs_at({**fixed, **tensors}, one)[0]
             return (output * u).sum(), output
 
+        def squared(tensors: dict[str, Tensor], sample: Any, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            row, output = grad(slope, has_aux=True)(tensors, sample, u)
+            return {name: g.square().sum() for name, g in row.items()}, output
+
         size = max(_CHUNK_BYTES // sum(p.numel() * p.itemsize for p in others.values()), 1)
-        each = vmap(grad(slope, has_aux=True), (None, of_samples, 0), chunk_size=size)
-
-        def passed(cotangent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            rows, found = each(others, inputs, cotangent)
-            return {name: row.flatten(1).square().sum(1) for name, row in rows.items()}, found
-
+        each = vmap(squared, (None, of_samples, 0), chunk_size=size)
         if len(outputs) <= _FEW:
             return None
         last = torch.zeros_like(outputs)
         last[-1] = generic(last[-1])
         try:
-            squares, found = passed(last)
+            squares, found = each(others, inputs, last)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever an operation without a batching rule, or a model for whole batches, makes of it
@@ -243,7 +242,7 @@ class Linearised:
             return None
         expected = {name: _square(row) for name, row in self._rows(self.others, last).items()}
         right = all(abs(squares[name][-1] - square) <= bound * square for name, square in expected.items())
-        return (lambda cotangent: passed(cotangent)[0]) if right else None
+        return (lambda cotangent: each(others, inputs, cotangent)[0]) if right else None
 
     def _one_by_one(self, cotangent: Tensor) -> dict[str, Tensor]:
         """The same by one backward pass for every sample.
