@@ -248,20 +248,15 @@ class Problem:
         Raises ValueError where the model is no longer the one that the problem was built of; values may change.
         """
         self._check_unchanged()
-        inputs = batch[0]
-        args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-        kwargs = inputs if isinstance(inputs, dict) else {}
-        with self._undisturbed():
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-            return functional_call(self.model, buffers, args, kwargs) if buffers else self.model(*args, **kwargs)
+        return self.outputs_at({}, batch[0])
 
     def outputs_at(self, tensors: Mapping[str, Tensor], inputs: Any) -> Any:
         """f at other values of some parameters, for inputs of any number of samples; for torch.func."""
         args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         kwargs = inputs if isinstance(inputs, dict) else {}
         with self._undisturbed():
-            buffers = {name: b.clone() for name, b in self.model.named_buffers()}
-            return functional_call(self.model, {**buffers, **tensors}, args, kwargs)
+            replaced = {name: b.clone() for name, b in self.model.named_buffers()} | dict(tensors)
+            return functional_call(self.model, replaced, args, kwargs) if replaced else self.model(*args, **kwargs)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss of one batch with its graph; raises ValueError where it is not a finite scalar."""
