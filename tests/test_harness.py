@@ -228,6 +228,7 @@ def test_a_mistake_is_noticed(plant, noticed_by, tmp_path, monkeypatch):
         ("_traces", lambda right: lambda *a: 1.000001 * right(*a), "exact traces by two routes, in float64"),
         ("_full_forms", lambda right: lambda *a: 1.000001 * right(*a), "H = G + R, probe by probe, in float64"),
         ("residual", lambda right: lambda problem: ggn(problem), "H = G + R, probe by probe, in float64"),
+        ("_row_norms2", lambda right: lambda *a: 1.000001 * right(*a), "norms of products by rows, in float64"),
     ],
 )
 def test_the_strict_check_of_two_samples_notices_what_float32_hides(name, changed, noticed_by, tmp_path, monkeypatch):
@@ -409,6 +410,13 @@ def test_rounding_that_switches_units_is_no_mistake(tmp_path):
     settings = Settings(model="resnet18", batch=4, probes=4, width=1)
     report = run(settings, tmp_path, say=quiet)
     assert report["found"]["kinks"]["flipped"] > 0
+    assert report["passed"]
+
+
+def test_rounding_that_switches_units_does_not_spoil_norms(tmp_path):
+    """Seed 1132 of these sizes: switched units change the norm of a product in one layer by a third."""
+    report = run(Settings(model="resnet18", batch=6, probes=9, width=2, seed=1132), tmp_path, say=quiet)
+    assert report["found"]["kinks"]["flipped"]
     assert report["passed"]
 
 

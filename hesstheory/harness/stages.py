@@ -225,9 +225,9 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     of_forms = max(tolerance, 1 / math.sqrt(subject.settings.probes)) if flipped else tolerance
     stage.checks += _against_rows(subject, gram, (traces, q, residuals), (tolerance, of_forms), "")
     norms2 = gram.squared_product_norms().cpu()[len(_VERIFIED) :]
-    found = torch.cat([_row_norms2(subject, ggn, _VERIFIED, head)])
+    found = _row_norms2(subject, ggn, _VERIFIED, head)
     scale = norms2 + gram.traces.cpu().square()
-    stage.checks.append(_close("norms of products by rows", found - norms2, scale, subject, 2 * tolerance))
+    stage.checks.append(_close("norms of products by rows", found - norms2, scale, subject, 2 * of_forms))
     if problem.dtype != torch.float64:
         stage.checks += _in_float64(subject, Z[:, : len(_VERIFIED)])
     return stage
@@ -298,8 +298,14 @@ def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
         traces = _traces(few, "hessian" if subject.piecewise_linear else "ggn")
         q = _full_forms(subject, matrix_of(subject), few, Z)
         residuals = _residual_forms(subject, few, Z)
-        strict = torch.finfo(torch.float64).eps ** 0.5
-        return _against_rows(subject, gram, (traces, q, residuals), (strict, strict), ", in float64")
+        strict, where = torch.finfo(torch.float64).eps ** 0.5, ", in float64"
+        norms2 = gram.squared_product_norms().cpu()
+        error = _row_norms2(subject, ggn, _VERIFIED, few, "probes") - norms2
+        scale = norms2 + gram.traces.cpu().square()
+        return [
+            *_against_rows(subject, gram, (traces, q, residuals), (strict, strict), where),
+            _close(f"norms of products by rows{where}", error, scale, subject, strict),
+        ]
 
     return subject.ranks.agreed(work)
 
@@ -391,10 +397,14 @@ def _largest(values: Tensor) -> float:
 
 
 def _row_norms2(
-    subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range, problem: Problem | None = None
+    subject: Subject,
+    matrix: Callable[[Problem], Curvature],
+    numbers: range,
+    problem: Problem | None = None,
+    purpose: str = "norms",
 ) -> Float[Tensor, "probes blocks"]:
     """‖(Mz)_l‖² of probes of their own."""
-    Z = subject.probes(numbers, "norms").to(subject.problem.dtype)
+    Z = subject.probes(numbers, purpose).to((problem or subject.problem).dtype)
     if problem is None or problem is subject.problem:
         Y = subject.over_samples(lambda local: matrix(local) @ Z)
     else:  # some samples, by every process
