@@ -1,6 +1,6 @@
 """How often does a full-scale run whose code is right fail? Narrow networks of many seeds and sizes, all checks.
 
-    OMP_NUM_THREADS=1 python tests/studies/harness_false_alarms.py --runs 200 --json reports/harness_false_alarms.json
+    OMP_NUM_THREADS=1 python tests/studies/harness_false_alarms.py --first-seed 2000 --json reports/harness_false_alarms.json
 
 Seeds are consecutive; width, batch, probes and network go by the seed. A failure is written down with its seed, which
 repeats it.
