@@ -28,7 +28,13 @@ _ROOMS = {
     ),
     "advice": ("Plan", "Ranking", "Recommendation", "rank_layers", "recommend"),
     "dual": ("DualGram", "dual_gram"),
-    "logit_space": ("ControlVariateTrace", "LogitProbeTrace", "NotPiecewiseLinear", "exact_traces"),
+    "logit_space": (
+        "ControlVariateTrace",
+        "LogitProbeTrace",
+        "NotPiecewiseLinear",
+        "exact_traces",
+        "sample_traces",
+    ),
     "loss_root": ("NotConvex",),
     "evidence": ("Check", "Verdict"),
     "claims": ("Ledger", "claim", "validate"),
@@ -86,7 +92,13 @@ if TYPE_CHECKING:
         XTrace,
     )
     from hesstheory.evidence import Check, Verdict
-    from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, NotPiecewiseLinear, exact_traces
+    from hesstheory.logit_space import (
+        ControlVariateTrace,
+        LogitProbeTrace,
+        NotPiecewiseLinear,
+        exact_traces,
+        sample_traces,
+    )
     from hesstheory.loss_root import NotConvex
     from hesstheory.problem import NotTwiceDifferentiable, Partition, Problem
     from hesstheory.pytest_plugin import parametrize_with_checks

@@ -212,6 +212,8 @@ class Linearised:
         themselves: then one backward pass of the batch for every sample.
         """
         problem, inputs, outputs = self.problem, self.batch[0], self.outputs.detach()
+        if len(outputs) <= _FEW:
+            return None
         fixed = {name: p.detach() for name, p in problem.params.items()}
         others = {name: fixed[name] for name in self.others}
         of_samples = tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) and leaf.ndim else None, inputs)
@@ -227,8 +229,6 @@ class Linearised:
 
         size = max(_CHUNK_BYTES // sum(p.numel() * p.itemsize for p in others.values()), 1)
         each = vmap(squared, (None, of_samples, 0), chunk_size=size)
-        if len(outputs) <= _FEW:
-            return None
         last = torch.zeros_like(outputs)
         last[-1] = generic(last[-1])
         try:
@@ -548,23 +548,47 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     for both `NotConvex` where the loss is not convex in the outputs, `NotTwiceDifferentiable` where it has no second
     derivative, ValueError where it couples samples and MemoryError where a single sample is too large.
     """
+    of_tensor = dict.fromkeys(problem.params, 0.0)
+    for weight, _, found in _squared_norms(problem, target):
+        sums = torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
+        for name, square in zip(found, sums, strict=True):
+            of_tensor[name] += weight * square
+    return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
+
+
+@full_precision()
+def sample_traces(problem: Problem, target: str = "hessian") -> pd.DataFrame:
+    """Exact traces by sample and block of the loss of every sample alone, ‖S_nᵀ J_nl‖², at the cost of `exact_traces`.
+
+    Samples are numbered through the batches; their mean is `exact_traces`. What varies from sample to sample is the
+    noise that probes cannot lower. `target` and errors are those of `exact_traces`.
+    """
+    import pandas as pd
+
+    parts = []
+    for _, rows, found in _squared_norms(problem, target):
+        of_block = torch.zeros(rows, len(problem.partition.blocks), dtype=torch.float64)
+        for column, tensors in zip(of_block.unbind(1), problem.partition.blocks.values(), strict=True):
+            column += sum(rows * found[name].double().cpu() for name in tensors if name in found)
+        parts.append(of_block)
+    columns = pd.Index(list(problem.partition.blocks), dtype=object)
+    return pd.DataFrame(torch.cat(parts).numpy(), columns=columns).rename_axis("sample")
+
+
+def _squared_norms(problem: Problem, target: str) -> Iterator[tuple[float, int, dict[str, Tensor]]]:
+    """Of every batch its weight, the number of its samples, and their shares of its mean traces by tensor."""
     if target not in ("hessian", "ggn"):
         raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
     few = _first_samples(problem)
-    problem, of_tensor = fitted(problem, few), dict.fromkeys(problem.params, 0.0)
-    trusted = few.trusted()
+    problem, trusted = fitted(problem, few), few.trusted()
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch, trusted)
         if target == "hessian":
             _check_piecewise_linear(line)
         columns = cheapest_root(problem, line.outputs, batch, no_penalty=target == "hessian").movedim(2, 0)
-        found = line.squared_norms_of_all(columns.reshape(-1, *line.outputs.shape))
-        sums = torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
-        for name, square in zip(found, sums, strict=True):
-            of_tensor[name] += weight * square
+        yield weight, len(line.outputs), line.squared_norms_of_all(columns.reshape(-1, *line.outputs.shape))
     if target == "hessian":
         _check_no_bend(few)
-    return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
 
 
 def fitted(problem: Problem, few: Linearised | None = None) -> Problem:

@@ -1,6 +1,7 @@
 """Full-scale runs on narrow networks: the same code, its report, its checks and the mistakes that they must notice."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -14,8 +15,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hesstheory import harness
+from hesstheory import dual_gram, harness, zoo
 from hesstheory.curvature import ggn
+from hesstheory.evidence import Tail
 from hesstheory.execution import Ranks, device_named, full_precision, precision_switches
 from hesstheory.harness import STAGES, Settings, run, show, stages, subject
 
@@ -108,21 +110,66 @@ def test_many_samples_are_sketched(tmp_path, monkeypatch):
     assert report["found"]["dual"]["sketched"]
     assert report["passed"]
     assert report["checks"]["estimates are forms of products"]["status"] == "passed"
+    assert report["checks"]["logit probes"]["status"] == "passed"
 
 
-def test_doubled_estimates_are_noticed_where_samples_are_sketched(tmp_path, monkeypatch):
+def test_traces_and_their_spread_do_not_depend_on_the_sketch(tmp_path, monkeypatch):
+    whole = run(TINY, tmp_path / "whole", say=quiet)
     monkeypatch.setattr(stages, "_MOST_ROWS", 30)
-    doubled_estimates(monkeypatch)
-    report = run(TINY, tmp_path, say=quiet)
-    assert report["checks"]["estimates are forms of products"]["status"] == "failed"
+    sketched = run(TINY, tmp_path / "sketched", say=quiet)
+    for layer, row in whole["layers"].items():
+        for name in ("exact", "sample_trace_sd", "estimate", "logit_estimate"):
+            assert sketched["layers"][layer][name] == row[name]
+        # That of 3 of 4 samples, for 4: of the same size.
+        assert sketched["layers"][layer]["logit_sd"] == pytest.approx(row["logit_sd"], rel=0.5)
+
+
+@pytest.mark.parametrize("samples", [2, 3, 7, 28, 1000])
+def test_some_samples_are_evenly_spaced(samples):
+    found = stages._spaced(1000, samples)
+    steps = {b - a for a, b in itertools.pairwise(found)}
+    assert (found[0], found[-1], len(found)) == (0, 999, samples)
+    assert max(steps) - min(steps) <= 1
+    assert stages._spaced(3, samples) == [0, 1, 2][:: 2 if samples == 2 else 1]
+
+
+@pytest.mark.parametrize("network", ["relu_mlp", "cnn"])
+def test_the_law_of_logit_probes_from_sample_traces_covers_the_true_one(network, generator):
+    """Variance and largest eigenvalue of the form of one probe, beside what follows from the traces alone."""
+    problem = zoo.problem(network, generator, num_samples=6)
+    gram, columns = dual_gram(problem), problem.outputs(problem.batches[0]).shape[1] - 1
+    forms = stages._logit_forms(gram)
+    traces = gram.sample_traces.mT
+    found = stages._tail_of_sample_traces(traces, columns)
+    true = Tail.sign_form(
+        forms.square().sum((1, 2, 3)).sqrt(), [float(torch.linalg.eigvalsh(M).abs().max()) for M in forms]
+    )
+    assert (found.variance >= true.variance).all()
+    assert (found.scale >= true.scale).all()
 
 
 # --- mistakes that the checks must notice -----------------------------------------------------------------------------
 
 
 def faulty_traces(monkeypatch):
-    right = stages.exact_traces
-    monkeypatch.setattr(stages, "exact_traces", lambda problem, target: 1.001 * right(problem, target))
+    right = stages.sample_traces
+    monkeypatch.setattr(stages, "sample_traces", lambda problem, target: 1.001 * right(problem, target))
+
+
+def one_trace_for_all_samples(monkeypatch):
+    right = stages.sample_traces
+    monkeypatch.setattr(stages, "sample_traces", lambda *arguments: 0 * right(*arguments) + right(*arguments).mean())
+
+
+def wrong_last_sample(monkeypatch):
+    right = stages.sample_traces
+
+    def last_doubled(problem, target):
+        found = right(problem, target)
+        found.iloc[-1] *= 2
+        return found
+
+    monkeypatch.setattr(stages, "sample_traces", last_doubled)
 
 
 def gauss_newton_for_hessian(monkeypatch):
@@ -198,6 +245,7 @@ def wrong_logit_signs(monkeypatch):
     ("plant", "noticed_by"),
     [
         (faulty_traces, "exact traces by two routes"),
+        (one_trace_for_all_samples, "exact traces by two routes"),
         (gauss_newton_for_hessian, "H = G + R, probe by probe"),
         (gauss_newton_for_hessian, "central differences"),
         (bent(lambda Y, V: Y + 1e-3 * Y.roll(1, 0)), "symmetry"),
@@ -223,9 +271,25 @@ def test_a_mistake_is_noticed(plant, noticed_by, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("plant", "noticed_by"),
+    [
+        (doubled_estimates, "estimates are forms of products"),
+        (wrong_last_sample, "exact traces by two routes"),
+        (wrong_logit_signs, "logit probes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_mistake_is_noticed_where_samples_are_sketched(plant, noticed_by, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "_MOST_ROWS", 30)
+    plant(monkeypatch)
+    report = run(TINY, tmp_path, say=quiet)
+    assert report["checks"][noticed_by]["status"] == "failed"
+
+
+@pytest.mark.parametrize(
     ("name", "changed", "noticed_by"),
     [
-        ("_traces", lambda right: lambda *a: 1.000001 * right(*a), "exact traces by two routes, in float64"),
+        ("sample_traces", lambda right: lambda *a: 1.000001 * right(*a), "exact traces by two routes, in float64"),
         ("_full_forms", lambda right: lambda *a: 1.000001 * right(*a), "H = G + R, probe by probe, in float64"),
         ("residual", lambda right: lambda problem: ggn(problem), "H = G + R, probe by probe, in float64"),
         ("_row_norms2", lambda right: lambda *a: 1.000001 * right(*a), "norms of products by rows, in float64"),

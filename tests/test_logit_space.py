@@ -26,6 +26,7 @@ from hesstheory import (
     ggn,
     hessian,
     residual,
+    sample_traces,
     zoo,
 )
 from hesstheory.logit_space import fitted, linearised, rules_that_hold
@@ -150,6 +151,37 @@ def test_nothing_is_changed(generator):
     assert all(torch.equal(before[key], value) for key, value in problem.model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in problem.model.modules())
     assert all(p.grad is None for p in problem.model.parameters())
+
+
+@pytest.mark.parametrize("target", ["hessian", "ggn"])
+@pytest.mark.parametrize("name", ["cnn", "relu_mlp", "tiny_relu"])
+def test_sample_traces_are_those_of_samples_alone(name, target, generator):
+    """Batches of unequal sizes: a sample's own trace does not depend on the batch that it came in."""
+    problem = zoo.problem(name, generator, num_samples=7).rebatched(4)
+    assert len(set(problem.batch_sizes)) > 1
+    found = sample_traces(problem, target)
+    for n, alone in enumerate(problem.samples()):
+        close(found.loc[n], (hessian if target == "hessian" else ggn)(alone).trace_by_block())
+    close(found.mean(), exact_traces(problem, target))
+
+
+def test_sample_traces_of_tensors_without_a_rule_and_without_a_use(build):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shift, self.unused, self.linear = nn.Parameter(torch.randn(6)), nn.Linear(2, 2), nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.linear((x + self.shift).relu())
+
+    model = build(Model).double()
+    x = build(lambda: torch.randn(12, 6)).double()
+    with pytest.warns(UserWarning, match="unused"):
+        problem = Problem(model, F.cross_entropy, [(x, torch.arange(12) % 3)])
+    found = sample_traces(problem)
+    assert (found["unused"] == 0).all()
+    for n, alone in enumerate(problem.samples()):
+        assert found["shift"][n] == pytest.approx(ggn(alone).trace_by_block()["shift"], rel=1e-10)
 
 
 @pytest.mark.parametrize("per_sample", [True, False])

@@ -27,7 +27,7 @@ from hesstheory.estimators import Rademacher
 from hesstheory.evidence import Check, Kind, Status, Tail
 from hesstheory.execution import seconds_of, stream
 from hesstheory.harness.subject import Subject
-from hesstheory.logit_space import LogitProbeTrace, exact_traces
+from hesstheory.logit_space import LogitProbeTrace, exact_traces, sample_traces
 from hesstheory.problem import NotTwiceDifferentiable, Problem, differentiating
 from hesstheory.zoo.full_scale import TwoExits
 
@@ -112,17 +112,20 @@ def _switches(problem: Problem) -> list[Tensor]:
 
 
 def exact(subject: Subject, before: Mapping[str, Found]) -> Stage:
-    """Exact block traces, the ground truth."""
+    """Exact block traces, the ground truth, sample by sample."""
     target = "hessian" if subject.piecewise_linear else "ggn"
-    traces: Tensor | None = None
+    found: list[Float[Tensor, "samples blocks"]] = []
 
     def work() -> None:
-        nonlocal traces
-        traces = subject.over_samples(lambda local: _traces(local, target))
+        found.append(subject.each_sample(lambda local: torch.tensor(sample_traces(local, target).to_numpy())))
 
     seconds = seconds_of(work, subject.device)
-    assert traces is not None
-    return Stage({"exact": _by_layer(subject, traces)}, seconds={"exact_traces": seconds})
+    (traces,) = found
+    return Stage(
+        {"exact": _by_layer(subject, traces.mean(0)), "sample_trace_sd": _by_layer(subject, traces.std(0))},
+        seconds={"exact_traces": seconds},
+        found={"samples": traces.tolist()},
+    )
 
 
 def estimates(subject: Subject, before: Mapping[str, Found]) -> Stage:
@@ -188,49 +191,57 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     problem, per_sample = subject.problem, subject.settings.num_classes - 1
     num_rows = problem.num_samples * per_sample
     sketch = num_rows > _MOST_ROWS
-    head = problem.head(max(_MOST_ROWS // per_sample, 2)) if sketch else problem
-    subject.say(f"rows of the dual Gram matrices: {head.num_samples} samples")
+    some = _spaced(problem.num_samples, max(_MOST_ROWS // per_sample, 2))
+    part = subject.some(some) if sketch else problem
+    subject.say(f"rows of the dual Gram matrices: {part.num_samples} samples")
     Z = torch.cat([subject.probes(_VERIFIED), subject.probes(_VERIFIED, "norms")], 1)
     grams: list[DualGram] = []
 
     def rows() -> None:
-        samples = subject.ranks.share(head.num_samples)
-        grams.append(dual_gram(head, Z, samples=samples, total=subject.ranks.total))
+        samples = subject.ranks.share(part.num_samples)
+        grams.append(dual_gram(part, Z, samples=samples, total=subject.ranks.total))
 
     seconds = {"dual_gram": seconds_of(rows, subject.device)}
     (gram,) = grams
     logit = _logit_forms(gram)
+    # The mean of all samples, of which these are some, varies by so much less.
+    logit_variance = 2 * logit.square().sum((1, 2, 3)) * part.num_samples / problem.num_samples
     stage = Stage(
-        {
-            "sample_trace_sd": _by_layer(subject, gram.sample_traces.std(1)),
-            "logit_sd": _by_layer(subject, (2 * logit.square().sum((1, 2, 3))).sqrt()),
-        },
+        {"logit_sd": _by_layer(subject, logit_variance.sqrt())},
         seconds=seconds,
         found={
             "sketched": sketch,
             "rows": num_rows,
-            "largest_eigenvalue": float(torch.linalg.eigvalsh(gram.grams.sum(0)).max()),
             "logit_spectral": [float(x) for x in torch.linalg.eigvalsh(logit).abs().amax((1, 2))],
         },
     )
+    if not sketch:
+        stage.found["largest_eigenvalue"] = float(torch.linalg.eigvalsh(gram.grams.sum(0)).max())
     _norms(subject, gram, sketch, stage)
     q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)[: len(_VERIFIED)]
-    traces = _vector(before["exact"]["layers"]["exact"])
-    if sketch:  # what is compared to rows is of the first samples alone
+    traces = torch.tensor(before["exact"]["found"]["samples"], dtype=torch.float64)
+    if sketch:  # what is compared to rows is of some samples alone
+        traces = traces[some]
         stage.checks.append(_against_products(subject, q, before["kinks"]["found"]["tolerance"]))
-        q, traces = _full_forms(subject, matrix_of(subject), head, Z[:, : len(_VERIFIED)]), _traces(head, "ggn")
-    residuals = _residual_forms(subject, head, Z[:, : len(_VERIFIED)])
+        q = _full_forms(subject, matrix_of(subject), part, Z[:, : len(_VERIFIED)])
+    residuals = _residual_forms(subject, part, Z[:, : len(_VERIFIED)])
     tolerance, flipped = (before["kinks"]["found"][key] for key in ("tolerance", "flipped"))
     # What a switched unit does to a single layer has no bound; it must stay below the standard error of the estimate.
     of_forms = max(tolerance, 1 / math.sqrt(subject.settings.probes)) if flipped else tolerance
     stage.checks += _against_rows(subject, gram, (traces, q, residuals), (tolerance, of_forms), "")
     norms2 = gram.squared_product_norms().cpu()[len(_VERIFIED) :]
-    found = _row_norms2(subject, ggn, _VERIFIED, head)
+    found = _row_norms2(subject, ggn, _VERIFIED, part)
     scale = norms2 + gram.traces.cpu().square()
     stage.checks.append(_close("norms of products by rows", found - norms2, scale, subject, 2 * of_forms))
     if problem.dtype != torch.float64:
         stage.checks += _in_float64(subject, Z[:, : len(_VERIFIED)])
     return stage
+
+
+def _spaced(number: int, most: int) -> list[int]:
+    """So many samples at most, evenly spaced from the first to the last."""
+    few = min(number, most)
+    return [n * (number - 1) // (few - 1) for n in range(few)]
 
 
 def _norms(subject: Subject, gram: DualGram, sketch: bool, stage: Stage) -> None:
@@ -264,16 +275,20 @@ def _against_rows(
     tolerances: tuple[float, float],
     where: str,
 ) -> list[Check]:
-    """Traces, and z_lᵀ(Hz)_l beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of the products' norms.
+    """Sample traces, and z_lᵀ(Hz)_l beside ⟨B_l z_l, Σ_m B_m z_m⟩ + z_lᵀ(Rz)_l, in units of the products' norms.
 
     A form may be small by chance; what rounding does to a product goes by ‖(Hz)_l‖ ≤ ‖(Gz)_l‖ + ‖(Rz)_l‖.
     """
     traces, q, (residuals, residual_norms) = found
-    trace, forms = gram.sample_traces.mean(1).cpu(), gram.forms().cpu()[: len(q)]
+    of_samples, forms = gram.sample_traces.mT.cpu(), gram.forms().cpu()[: len(q)]
+    trace, wrong = of_samples.mean(0), traces - of_samples
+    # Of the mean, and of the samples together: what rounding does to one of them goes by the size of all.
+    errors = torch.stack([wrong.mean(0), wrong.norm(dim=0)])
+    sizes = torch.stack([trace.abs(), of_samples.norm(dim=0)])
     name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
     scale = trace.abs() + gram.squared_product_norms().cpu()[: len(q)].sqrt() + residual_norms
     return [
-        _close(f"exact traces by two routes{where}", traces - trace, trace.abs(), subject, tolerances[0]),
+        _close(f"exact traces by two routes{where}", errors, sizes, subject, tolerances[0]),
         _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerances[1]),
     ]
 
@@ -295,7 +310,7 @@ def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
     def work() -> list[Check]:
         few = subject.problem.double().head(2)
         gram = dual_gram(few, Z)
-        traces = _traces(few, "hessian" if subject.piecewise_linear else "ggn")
+        traces = torch.tensor(sample_traces(few, "hessian" if subject.piecewise_linear else "ggn").to_numpy())
         q = _full_forms(subject, matrix_of(subject), few, Z)
         residuals = _residual_forms(subject, few, Z)
         strict, where = torch.finfo(torch.float64).eps ** 0.5, ", in float64"
@@ -449,7 +464,7 @@ def _critical_probes(subject: Subject, before: Mapping[str, Found], predicted: T
     """
     seconds, b = before["estimates"]["seconds"], subject.problem.num_samples
     for layer, V in _by_layer(subject, predicted).items():
-        floor = theory.batch_trace_variance(before["dual"]["layers"]["sample_trace_sd"][layer] ** 2, b, math.inf)
+        floor = theory.batch_trace_variance(before["exact"]["layers"]["sample_trace_sd"][layer] ** 2, b, math.inf)
         critical = theory.critical_num_probes(V, floor) if floor > 0 and math.isfinite(V) else math.inf
         best = math.inf
         if math.isfinite(critical):
@@ -483,23 +498,30 @@ def logit_probes(subject: Subject, before: Mapping[str, Found]) -> Stage:
         seconds={"logit_probe": seconds},
     )
     if found["sketched"]:
-        stage.checks.append(_reported("logit probes", "not tested: their law is known of the first samples alone"))
+        traces = torch.tensor(before["exact"]["found"]["samples"], dtype=torch.float64)
+        tail = _tail_of_sample_traces(traces, subject.settings.num_classes - 1)
     else:
-        frobenius = _vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2)
-        tail = Tail.sign_form(frobenius, found["logit_spectral"])
-        error, size = (q.mean(0) - exact_trace).numpy(), exact_trace.abs().numpy()
-        width = tail.half_width(K, ALPHA / len(error)) + torch.finfo(subject.problem.dtype).eps ** 0.5 * size
-        bias = float(np.nanmax((width + tail.half_width(K, 1e-3)) / np.where(size > 0, size, math.nan)))
-        worst = int(np.argmax(np.abs(error) / width))
-        layer = list(subject.problem.partition.blocks)[worst]
-        detail = (
-            f"nearest to its bound {layer}: {error[worst]:.3g} of ±{width[worst]:.3g}; finds a bias of "
-            f"{100 * bias:.2g} % of the trace in any layer"
-        )
-        stage.checks.append(
-            _tested("logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K, bias)
-        )
+        tail = Tail.sign_form(_vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2), found["logit_spectral"])
+    error, size = (q.mean(0) - exact_trace).numpy(), exact_trace.abs().numpy()
+    width = tail.half_width(K, ALPHA / len(error)) + torch.finfo(subject.problem.dtype).eps ** 0.5 * size
+    bias = float(np.nanmax((width + tail.half_width(K, 1e-3)) / np.where(size > 0, size, math.nan)))
+    worst = int(np.argmax(np.abs(error) / width))
+    layer = list(subject.problem.partition.blocks)[worst]
+    detail = (
+        f"nearest to its bound {layer}: {error[worst]:.3g} of ±{width[worst]:.3g}; finds a bias of "
+        f"{100 * bias:.2g} % of the trace in any layer"
+    )
+    stage.checks.append(_tested("logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K, bias))
     return stage
+
+
+def _tail_of_sample_traces(traces: Float[Tensor, "samples blocks"], columns: int) -> Tail:
+    """What the law of a logit probe is at most, M_n ≥ 0 being known by its trace t_n and its r columns alone.
+
+    ‖M_n‖² − ‖diag M_n‖² ≤ (1 − 1/r) t_n² and ‖M_n − diag M_n‖₂ ≤ t_n.
+    """
+    N = len(traces)
+    return Tail.sign_form(traces.norm(dim=0) * math.sqrt(1 - 1 / columns) / N, traces.amax(0) / N)
 
 
 @dataclass(frozen=True)
@@ -607,7 +629,7 @@ def tied_head(subject: Subject, before: Mapping[str, Found]) -> Stage:
         model = TwoExits(subject.problem.model, tied=tied).eval()
         problem = Problem(model, F.cross_entropy, subject.problem.batches)
         wanted = [block for block in problem.partition.blocks if block.startswith("head")]
-        of_all = subject.over_samples(lambda p: _traces(p, "ggn"), problem)
+        of_all = subject.over_samples(lambda p: torch.tensor(exact_traces(p, "ggn").to_numpy()), problem)
         traces["tied" if tied else "untied"] = {
             block: float(t) for block, t in zip(problem.partition.blocks, of_all, strict=True) if block in wanted
         }
@@ -725,10 +747,6 @@ def _reported(name: str, detail: str) -> Check:
 
 def _by_layer(subject: Subject, values: Tensor) -> dict[str, float]:
     return {block: float(x) for block, x in zip(subject.problem.partition.blocks, values, strict=True)}
-
-
-def _traces(problem: Problem, target: str) -> Float[Tensor, " blocks"]:
-    return torch.tensor(exact_traces(problem, target).to_numpy())
 
 
 def _vector(of_layer: Mapping[str, float]) -> Tensor:

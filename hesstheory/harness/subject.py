@@ -115,10 +115,24 @@ class Subject:
 
         Where the device runs out of memory the batches are halved, as often as it takes.
         """
-        problem, own = problem or self.problem, self.own_samples
-        share = len(own) / problem.num_samples
-        local = problem if self.ranks.count == 1 else _samples(problem, own)
-        return self.ranks.total(share * self.ranks.agreed(lambda: self.halving(work, local)).to(self.device).double())
+        problem = problem or self.problem
+        share = len(self.own_samples) / problem.num_samples
+        return self.ranks.total(share * self._of_own(work, problem))
+
+    def each_sample(self, work: Callable[[Problem], Float[Tensor, "samples ..."]]) -> Tensor:
+        """What is found for every sample alone, each process working on its own; in float64, on the CPU."""
+        own, rows = self.own_samples, self._of_own(work, self.problem)
+        everyone = rows.new_zeros(self.problem.num_samples, *rows.shape[1:])
+        everyone[own.start : own.stop] = rows
+        return self.ranks.total(everyone).cpu()
+
+    def _of_own(self, work: Callable[[Problem], Tensor], problem: Problem) -> Tensor:
+        local = problem if self.ranks.count == 1 else _samples(problem, self.own_samples)
+        return self.ranks.agreed(lambda: self.halving(work, local)).to(self.device).double()
+
+    def some(self, samples: list[int]) -> Problem:
+        """The same network on some samples."""
+        return _samples(self.problem, samples)
 
     def halving(self, work: Callable[[Problem], _T], problem: Problem) -> _T:
         """`work` of a problem, in ever smaller batches where the device has no memory for it."""
@@ -144,10 +158,11 @@ class Subject:
         return self.over_samples(lambda local: matrix(local) @ v, problem)
 
 
-def _samples(problem: Problem, own: range) -> Problem:
+def _samples(problem: Problem, samples: range | list[int]) -> Problem:
     """Some samples of a problem of one batch."""
     ((inputs, targets),) = problem.batches
-    return problem.with_batches([(inputs[own.start : own.stop], targets[own.start : own.stop])])
+    rows = slice(samples.start, samples.stop) if isinstance(samples, range) else samples
+    return problem.with_batches([(inputs[rows], targets[rows])])
 
 
 # --- built and trained ------------------------------------------------------------------------------------------------
