@@ -21,7 +21,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import jinja2
-from latex2mathml.converter import convert_to_element
 from markupsafe import Markup
 
 from hesstheory.figures import FIGURE_OF_TABLE, Figure
@@ -357,6 +356,8 @@ def mathml(formula: str) -> Markup:
     if not source:
         return Markup("")
     try:
+        from latex2mathml.converter import convert_to_element
+
         tree = convert_to_element(source, display="block")
     except Exception:  # its errors share no base class, and a formula must not cost the page
         return Markup('<code class="latex">{}</code>').format(source)

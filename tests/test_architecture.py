@@ -212,6 +212,34 @@ def test_the_core_costs_little_more_than_torch():
     assert len(ours) <= 0.3 * len(torch)
 
 
+WITHOUT = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {missing}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Missing())
+sys.argv = ["hesstheory", *{arguments}]
+from hesstheory.cli import main
+main()
+"""
+RARE = {"latex2mathml", "statsmodels"}
+
+
+@pytest.mark.parametrize(
+    "arguments", [["harness", "--model=vgg11", "--width=1", "--batch=2", "--probes=2"], ["doctor"]]
+)
+def test_full_scale_runs_need_few_packages(arguments, tmp_path):
+    """A machine with an accelerator has PyTorch and common packages, the checkout on its path, and often no more."""
+    if arguments[0] == "harness":
+        arguments = [*arguments, f"--out={tmp_path / 'run'}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    script = WITHOUT.format(missing=RARE, arguments=arguments)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert arguments[0] == "doctor" or (tmp_path / "run" / "index.html").exists()
+
+
 # --- random numbers -------------------------------------------------------------------------------------------------
 
 SAMPLERS = "rand randn randint randperm normal bernoulli multinomial poisson binomial rand_like randn_like randint_like"
