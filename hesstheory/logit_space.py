@@ -548,11 +548,11 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
     for both `NotConvex` where the loss is not convex in the outputs, `NotTwiceDifferentiable` where it has no second
     derivative, ValueError where it couples samples and MemoryError where a single sample is too large.
     """
-    of_tensor = dict.fromkeys(problem.params, 0.0)
+    of_tensor: dict[str, float] = {}
     for weight, _, found in _squared_norms(problem, target):
         sums = torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
         for name, square in zip(found, sums, strict=True):
-            of_tensor[name] += weight * square
+            of_tensor[name] = of_tensor.get(name, 0.0) + weight * square
     return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
 
 
@@ -628,7 +628,7 @@ def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Se
     import pandas as pd
 
     blocks = problem.partition.blocks
-    sums = [sum(of_tensor[t] for t in tensors) for tensors in blocks.values()]
+    sums = [sum(of_tensor.get(t, 0.0) for t in tensors) for tensors in blocks.values()]
     return pd.Series(np.array(sums), pd.Index(list(blocks), dtype=object), name=name)
 
 

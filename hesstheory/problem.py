@@ -76,7 +76,7 @@ def _owner(parameter: str) -> str:
 def _trainable(model: nn.Module) -> dict[int, list[str]]:
     """Names of every trainable tensor, all aliases of a tied one together, in the order of `named_parameters`."""
     aliases: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in _uncompiled(model).named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             aliases.setdefault(id(parameter), []).append(name)
     return aliases

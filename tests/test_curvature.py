@@ -1,7 +1,10 @@
 """What the matrix is: products, blocks and dense matrices agree with torch.func and with curvlinops."""
 
+import ctypes
+import os
 import warnings
 from functools import lru_cache, partial
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,6 +15,7 @@ from torch.nn import functional as F
 
 import hesstheory.curvature
 from hesstheory import Curvature, Partition, Problem, ggn, hessian, per_sample_hessians, unrolled_hessian, zoo
+from hesstheory.curvature import keep_freed_memory
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what curvlinops imports
@@ -576,3 +580,19 @@ def test_columns_that_do_not_fit_are_refused_with_how_many_do(generator, monkeyp
     with pytest.raises(MemoryError, match=r"4 columns of a product need [0-9,]+ bytes with all copies .*: 3 fit"):
         hessian(problem) @ V
     assert (hessian(problem) @ V[:, :3]).shape == (problem.num_params, 3)
+
+
+@pytest.mark.parametrize(
+    ("environment", "library", "asked"),
+    [
+        ({}, SimpleNamespace, [(-1, 2**30)]),  # M_TRIM_THRESHOLD of malloc.h
+        ({"MALLOC_ARENA_MAX": "1"}, SimpleNamespace, []),
+        ({}, lambda **functions: object(), []),  # another C library
+    ],
+)
+def test_freed_memory_is_kept_where_the_user_says_nothing_else(environment, library, asked, monkeypatch):
+    found = []
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library(mallopt=lambda *arguments: found.append(arguments)))
+    keep_freed_memory.__wrapped__()
+    assert found == asked

@@ -472,7 +472,9 @@ def test_a_bend_under_another_name_is_refused(bend, reason, generator):
         exact_traces(Problem(model, F.cross_entropy, [data]))
 
 
-@pytest.mark.parametrize("measure", [exact_traces, lambda model: LogitProbeTrace(2)(model, torch.Generator())])
+@pytest.mark.parametrize(
+    "measure", [exact_traces, sample_traces, lambda model: LogitProbeTrace(2)(model, torch.Generator())]
+)
 def test_a_model_is_no_problem(measure):
     with pytest.raises(TypeError, match="pass a Problem, not a ReLU"):
         measure(nn.ReLU())

@@ -556,6 +556,8 @@ def test_a_compiled_model_is_taken_as_it_was_before(build):
     assert compiled.model is model
     assert list(compiled.params) == list(plain.params)
     assert torch.equal(hessian(compiled).to_dense(), hessian(plain).to_dense())
+    partition = Partition.by_tensor(torch.compile(model, backend="aot_eager"))
+    assert list(plain.with_partition(partition).partition.blocks) == list(plain.params)
 
 
 class AttentionHead(nn.Module):
