@@ -43,7 +43,7 @@ def provenance(command: str) -> dict[str, str]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
 
 

@@ -399,6 +399,22 @@ def test_cifar_is_read_from_its_binary_version(small_cifar, tmp_path, place, tra
         np.testing.assert_allclose(found, planes[:, channel], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("source", ["cifar10", "cifar100"])
+def test_the_published_files_where_they_are_at_hand(source, train):
+    """Balanced classes, and pixels that the mean and deviation standardise; that the files are those, their hashes say."""
+    try:
+        inputs, targets = zoo.images(source, train=train)
+    except FileNotFoundError as error:
+        pytest.skip(str(error).partition(":")[0])
+    num_classes = zoo_data._CIFAR[source].num_classes
+    assert inputs.shape == (50_000 if train else 10_000, 3, 32, 32)
+    assert targets.bincount().tolist() == [len(targets) // num_classes] * num_classes
+    # The constants have four digits; the test images are another sample of the same law.
+    assert inputs.mean((0, 2, 3)).abs().max() < (1e-3 if train else 0.05)
+    assert (inputs.std((0, 2, 3)) - 1).abs().max() < (1e-3 if train else 0.05)
+
+
 def test_cifar_gives_the_first_images_with_noise_over_all_its_classes(small_cifar, tmp_path):
     source, known, _ = small_cifar
     clean = zoo.images(source, num_samples=8, root=tmp_path / "folder")
