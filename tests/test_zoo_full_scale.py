@@ -402,7 +402,7 @@ def test_cifar_is_read_from_its_binary_version(small_cifar, tmp_path, place, tra
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("source", ["cifar10", "cifar100"])
 def test_the_published_files_where_they_are_at_hand(source, train):
-    """Balanced classes, and pixels that the mean and deviation standardise; that the files are those, their hashes say."""
+    """Balanced classes, and pixels that the mean and deviation standardise; their hashes say that it is they."""
     try:
         inputs, targets = zoo.images(source, train=train)
     except FileNotFoundError as error:
