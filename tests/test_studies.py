@@ -4,15 +4,19 @@ import importlib.util
 import json
 import math
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import typer
 
 from hesstheory import BlockSeparatedTrace, Gaussian, LayerwiseTrace, Rademacher, ggn, hessian, theory
+from hesstheory.cli import app
 from hesstheory.conformance import references
+from hesstheory.harness import Settings
 
 
 def _study(name):
@@ -25,6 +29,7 @@ def _study(name):
 
 study = _study("conformance_error_rates")
 probes = _study("full_vector_probes")
+full_scale = _study("full_scale_records")
 
 
 # --- error rates of the conformance suite -----------------------------------------------------------------------------
@@ -145,3 +150,39 @@ def test_the_study_is_written_state_by_state(tmp_path, capsys):
         assert state["summary"]["two routes to the trace, relative difference"] < 1e-3
         assert set(state["a probe, gradients"]) == set(probes.KINDS)
     assert "layer4.1.conv2" in capsys.readouterr().out
+
+
+# --- records of full-scale runs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_records_are_runs_that_the_command_takes(device):
+    command = typer.main.get_command(app).commands["harness"]
+    runs = full_scale.records(device)
+    settings = [command.make_context("harness", list(options)).params for options in runs.values()]
+    found = [Settings(**{name: chosen[name] for name in asdict(Settings()) if name != "root"}) for chosen in settings]
+    assert len(set(found)) == len(runs)
+    assert {s.device for s in found} == ({"cuda"} if device == "cuda" else {"auto"})
+    assert {s.model for s in found} == {"resnet18", "resnet34", "vgg11"}
+    assert {s.num_classes for s in found} == {10, 100}
+
+
+def test_records_are_made_once_and_kept(tmp_path, monkeypatch, capfd):
+    tiny = "--model vgg11 --width 1 --batch 2 --probes 2"
+    monkeypatch.setattr(full_scale, "_DIGITS", {"tiny": tiny, "wrong": "--model vgg12"})
+    monkeypatch.setattr(full_scale, "_CIFAR", {})
+    monkeypatch.setattr(sys, "argv", ["records", f"--json={tmp_path / 'kept'}", f"--out={tmp_path / 'runs'}"])
+    for again in (False, True):
+        with pytest.raises(SystemExit) as stop:
+            full_scale.main()
+        assert stop.value.code == 1
+        said = capfd.readouterr().out
+        assert ("hesstheory harness --model vgg11" in said) is not again
+        assert "failed: wrong" in said
+    kept = json.loads((tmp_path / "kept" / "tiny.json").read_text())
+    assert kept["provenance"]["command"] == f"hesstheory harness {tiny} --out {tmp_path / 'runs' / 'tiny'}"
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--seconds=0", "wrong"])
+    with pytest.raises(SystemExit) as stop:
+        full_scale.main()
+    assert stop.value.code == 0
+    assert "wrong: not started" in capfd.readouterr().out
