@@ -42,8 +42,8 @@ _ROOMS = {
     "pytest_plugin": ("parametrize_with_checks",),
 }
 _MODULES = (
-    *_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "harness", "mutants", "report", "theory",
-    "zoo",
+    *_ROOMS, "bench", "convolution", "execution", "figures", "frontier", "harness", "mutants", "report", "rows",
+    "theory", "zoo",
 )  # fmt: skip
 _HOME = {name: room for room, names in _ROOMS.items() for name in names}
 
@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         problem,
         pytest_plugin,
         report,
+        rows,
         theory,
         zoo,
     )

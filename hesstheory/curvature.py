@@ -514,7 +514,7 @@ def obstacle(outputs: Tensor) -> tuple[Any, str] | None:
     """
     bits: dict[int, int] = {}
     depends: dict[Any, int] = {None: 0}
-    for node in _parents_first(outputs.grad_fn):
+    for node in parents_first(outputs.grad_fn):
         operands = [depends[parent] for parent, _ in node.next_functions]
         name = node.name().partition("Backward")[0].rpartition("::")[2].rstrip("0123456789")
         if name.endswith("AccumulateGrad"):
@@ -542,7 +542,7 @@ def obstacle(outputs: Tensor) -> tuple[Any, str] | None:
     return None
 
 
-def _parents_first(root: Any) -> Iterator[Any]:
+def parents_first(root: Any) -> Iterator[Any]:
     """Every node of a graph after all that it is computed from."""
     done: set[Any] = {None}
     stack = [root]

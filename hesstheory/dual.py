@@ -93,15 +93,20 @@ def dual_gram(
     The model takes samples one by one and treats each by itself, as in eval mode. Rows of as many blocks as `budget`
     bytes hold (default: half of the free memory) are there at once; if that is not all, the passes are repeated.
     With several processes each computes the rows of its own `samples`, `total` adds up over the processes. Raises
-    MemoryError, with the bytes, where the rows of one block do not fit.
+    MemoryError, with the bytes, where the rows of one block do not fit, and ValueError where a sample alone has other
+    outputs than in its batch.
     """
-    roots = _roots(problem)
+    if not isinstance(problem, Problem):
+        raise TypeError(f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)")
+    if probes is not None and (probes.ndim != 2 or len(probes) != problem.num_params):
+        raise ValueError(f"the probes are {tuple(probes.shape)}: pass {problem.num_params} rows and a column for each")
+    outputs, roots = _roots(problem)
     R, owners = sum(S.shape[1] for S in roots), tuple(n for n, S in enumerate(roots) for _ in range(S.shape[1]))
     budget = free_memory(problem.device) // 2 if budget is None else budget
     grams, projections, diagonals = list[Tensor](), list[Tensor](), list[Tensor]()
     for names in _groups(problem, R, budget):
         tensors = [name for block in names for name in problem.partition.blocks[block]]
-        rows = dict(zip(tensors, _rows(problem, tensors, roots, samples, R), strict=True))
+        rows = dict(zip(tensors, _rows(problem, tensors, outputs, roots, samples, R), strict=True))
         for block in names:
             of_block = [total(rows.pop(name)) for name in problem.partition.blocks[block]]
             gram, diagonal = _reduced(of_block)
@@ -113,15 +118,18 @@ def dual_gram(
     )
 
 
-def _roots(problem: Problem) -> list[Float[Tensor, "outputs rank"]]:
-    """S_n/√N of every sample: its weight in the mean over a batch, times that of the batch in the risk."""
+def _roots(problem: Problem) -> tuple[list[Tensor], list[Float[Tensor, "outputs rank"]]]:
+    """Outputs of every sample, and S_n/√N: its weight in the mean over a batch, times that of the batch in the risk."""
     with torch.no_grad():
         outputs = [problem.outputs(batch) for batch in problem.batches]
-    return [
+    if (rows := sum(map(len, outputs))) != problem.num_samples:
+        raise ValueError(f"the model returns {rows} rows for {problem.num_samples} samples: let it return one for each")
+    roots = [
         math.sqrt(weight) * root
         for weight, out, batch in zip(problem.weights, outputs, problem.batches, strict=True)
         for root in loss_root(problem, out, batch)
     ]
+    return [row for out in outputs for row in out], roots
 
 
 def _groups(problem: Problem, num_rows: int, budget: int) -> Iterator[list[str]]:
@@ -142,7 +150,12 @@ def _groups(problem: Problem, num_rows: int, budget: int) -> Iterator[list[str]]
 
 
 def _rows(
-    problem: Problem, tensors: Sequence[str], roots: Sequence[Tensor], samples: range | None, num_rows: int
+    problem: Problem,
+    tensors: Sequence[str],
+    in_batch: Sequence[Tensor],
+    roots: Sequence[Tensor],
+    samples: range | None,
+    num_rows: int,
 ) -> list[Float[Tensor, "rows entries"]]:
     """Rows of the given tensors, those of other samples than `samples` zero."""
     params, r = [problem.params[name] for name in tensors], 0
@@ -152,7 +165,7 @@ def _rows(
             r += S.shape[1]
             continue
         with differentiating():
-            outputs = alone.outputs(alone.batches[0])
+            outputs = _outputs_alone(alone, in_batch[n], n)
             for column in S.unbind(1):
                 pulled = torch.autograd.grad(
                     outputs, params, column.reshape(outputs.shape), retain_graph=True, allow_unused=True
@@ -162,6 +175,21 @@ def _rows(
                         row[r] = part.reshape(-1)
                 r += 1
     return rows
+
+
+def _outputs_alone(problem: Problem, in_batch: Tensor, number: int) -> Tensor:
+    """What a sample gives by itself, which must be what it gives in its batch, but for rounding."""
+    cure = "its samples have no matrices of their own; use hessian(problem) or ggn(problem) with an estimator"
+    try:
+        outputs: Tensor = problem.outputs(problem.batches[0])
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(f"the model does not take sample {number} alone ({error}): {cure}") from error
+    alone, bound = outputs.detach(), torch.finfo(outputs.dtype).eps ** 0.5 * in_batch.abs().max()
+    if alone.shape != (1, *in_batch.shape) or not bool(((alone[0] - in_batch).abs() <= bound).all()):
+        raise ValueError(f"the model gives sample {number} other outputs in its batch than alone: {cure}")
+    return outputs
 
 
 def _reduced(rows: Sequence[Float[Tensor, "rows entries"]]) -> tuple[Tensor, Tensor]:
@@ -209,7 +237,7 @@ def sketched_norms(
     ε are signs for every row of B, drawn for all samples whatever part of them this process has. `num_rows` × P numbers
     are held; half as many pairs of them as a square enter every mean.
     """
-    roots, params = _roots(problem), list(problem.params.values())
+    (_, roots), params = _roots(problem), list(problem.params.values())
     signs = [torch.randint(2, (S.shape[1], num_rows), generator=generator, device=generator.device) for S in roots]
     q = [p.new_zeros(num_rows, p.numel()) for p in params]
     own, first = range(problem.num_samples) if samples is None else samples, 0

@@ -47,8 +47,9 @@ from hesstheory.estimators import (
     check_num_probes,
 )
 from hesstheory.execution import full_precision
-from hesstheory.loss_root import cheapest_root, generic, loss_root
+from hesstheory.loss_root import cheapest_root, loss_root
 from hesstheory.problem import Batch, Problem, graph_nodes
+from hesstheory.rows import Trial, apart_by_graph, generic
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -164,14 +165,39 @@ class Linearised:
         return self.squared_norms_of_all(cotangent[None])
 
     def squared_norms_of_all(self, cotangents: Float[Tensor, "columns ..."]) -> dict[str, Float[Tensor, " samples"]]:
-        """Σ_k ‖J_nᵀ u_kn‖² of every sample n and tensor; many columns go through a small graph at once."""
-        found = dict[str, Tensor]()
-        for part in chunks(len(cotangents), self.pushed_values):
-            if self.edges:
-                _add(found, self._summed(vjp([self.outputs], [cotangents[part]], self.edges)))
-        for cotangent in cotangents if self.others else ():
-            _add(found, self._one_by_one(cotangent) if self._alone is None else self._alone(cotangent))
+        """Σ_k ‖J_nᵀ u_kn‖² of every sample n and tensor; many columns go through a small graph at once.
+
+        A tensor whose module gets slopes that do not go by rows is measured as one without a rule.
+        """
+        found, coupled = self._ruled(cotangents)
+        if not (slow := (*self.others, *coupled)):
+            return found
+        line = replace(self, others=slow) if coupled else self
+        for cotangent in cotangents:
+            _add(found, line._one_by_one(cotangent) if line._alone is None else line._alone(cotangent))
         return found
+
+    def _ruled(self, cotangents: Float[Tensor, "columns ..."]) -> tuple[dict[str, Tensor], list[str]]:
+        """What the rules give, and the tensors for which none holds."""
+        found, columns, K = dict[str, Tensor](), cotangents, len(cotangents)
+        if not self.edges or K == 0:
+            return found, []
+        trial = None if self.apart else Trial(cotangents, len(self.edges))
+        if trial is not None:
+            columns = torch.cat([cotangents, trial.combination[None]])
+        for part in chunks(len(columns), self.pushed_values):
+            slopes = vjp([self.outputs], [columns[part]], self.edges)
+            if trial is not None:
+                slopes = trial.seen(part, slopes)
+            if part.start < K:
+                _add(found, self._summed([None if slope is None else slope[: K - part.start] for slope in slopes]))
+        coupled = [name for number in trial.coupled() for name in self.ruled[number]] if trial is not None else []
+        return {name: squares for name, squares in found.items() if name not in coupled}, coupled
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether the graph shows that the slopes at the outputs of the modules go by rows."""
+        return apart_by_graph(self.outputs)
 
     def _summed(self, slopes: Sequence[Tensor | None]) -> dict[str, Float[Tensor, " samples"]]:
         """What the rules make of the slopes at the outputs of their modules."""
@@ -558,15 +584,20 @@ def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
 
 @full_precision()
 def sample_traces(problem: Problem, target: str = "hessian") -> pd.DataFrame:
-    """Exact traces by sample and block of the loss of every sample alone, ‖S_nᵀ J_nl‖², at the cost of `exact_traces`.
+    """Exact traces by sample and block, N times what each sample adds to `exact_traces`, at the cost of these.
 
-    Samples are numbered through the batches; their mean is `exact_traces`. What varies from sample to sample is the
-    noise that probes cannot lower. `target` and errors are those of `exact_traces`.
+    Samples are numbered through the batches; the mean over them is `exact_traces`. Where the loss is a plain mean they
+    are the traces of the loss of every sample alone, and what varies from one to the next is the noise that probes
+    cannot lower. `target` and errors are those of `exact_traces`; ValueError where an output row is no sample.
     """
     import pandas as pd
 
     parts = []
-    for _, rows, found in _squared_norms(problem, target):
+    for weight, rows, found in _squared_norms(problem, target):
+        if rows != (size := round(weight * problem.num_samples)):
+            raise ValueError(
+                f"the model returns {rows} rows for {size} samples: let it return one for each, such as (N, T, C)"
+            )
         of_block = torch.zeros(rows, len(problem.partition.blocks), dtype=torch.float64)
         for column, tensors in zip(of_block.unbind(1), problem.partition.blocks.values(), strict=True):
             column += sum(rows * found[name].double().cpu() for name in tensors if name in found)

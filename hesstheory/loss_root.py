@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hesstheory.curvature import check_no_penalty, check_twice_differentiable, chunks, vjp
 from hesstheory.problem import Batch, Problem, differentiating, to_double
+from hesstheory.rows import generic
 
 
 class NotConvex(ValueError):
@@ -118,13 +119,16 @@ def _softmax_root(slope: _LossSlope) -> Float[Tensor, "samples outputs rank"] | 
 def _loss_hessians(slope: _LossSlope) -> Float[Tensor, "samples outputs outputs"]:
     """∂²loss/∂f_n² of every sample."""
     N, D = slope.values.shape
-    units = slope.at.new_zeros(D + 1, N, D)
+    # Any two samples differ in a digit of their binary numbers: those that have it must not bend those that have not.
+    digits = torch.tensor([[n >> digit & 1 for n in range(N)] for digit in range((N - 1).bit_length())])
+    parts = digits.reshape(-1, N, 1).to(slope.at)
+    units = slope.at.new_zeros(D + len(parts), N, D)
     if not slope.values.requires_grad:
         return units[:D].transpose(0, 1)
     units[:D] = torch.eye(D, dtype=units.dtype, device=units.device)[:, None]
-    units[D, 0] = 1.0  # the first sample alone, which no other one may feel
-    bent = torch.cat([slope.bent(units[part]) for part in chunks(D + 1, slope.values.numel())])
-    if bool(bent[D, 1:].any()):
+    units[D:] = parts * generic(units[0])
+    bent = torch.cat([slope.bent(units[part]) for part in chunks(len(units), slope.values.numel())])
+    if bool(((1 - parts) * bent[D:] != 0).any()):
         raise ValueError(
             "the loss of a sample depends on the outputs of another one (contrastive, or normalised over the batch): "
             "no sum over samples of squares is its Gauss-Newton matrix; use ggn(problem) with an estimator"
@@ -140,8 +144,3 @@ def _curvature_that_rounds(problem: Problem, slope: _LossSlope, H: Tensor) -> fl
         (row,) = vjp([flat.values[:, 0].sum()], [flat.values.new_ones(1)], [flat.at])
         there = 0.0 if row is None else float(row.abs().max())
     return max(here, there) if math.isfinite(there) else here
-
-
-def generic(like: Tensor) -> Tensor:
-    """Numbers between −1 and 1 that no structure of a network has."""
-    return torch.arange(1, like.numel() + 1, device=like.device).to(like).cos().reshape(like.shape)

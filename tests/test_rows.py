@@ -1,0 +1,218 @@
+"""Which models go row by row: what the graph proves, what a trial finds, and the numbers that rest on it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hesstheory import (
+    LogitProbeTrace,
+    Problem,
+    dual_gram,
+    exact_traces,
+    hessian,
+    per_sample_hessians,
+    sample_traces,
+    zoo,
+)
+from hesstheory.logit_space import linearised
+from hesstheory.rows import Trial, apart_by_graph
+
+N = 8
+
+
+class Coupled(nn.Module):
+    """Two layers with something between them that may mix the rows."""
+
+    def __init__(self, mix):
+        super().__init__()
+        self.mix, self.first, self.last = mix, nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.mix(torch.relu(self.first(x))))
+
+
+def connected(h):
+    """Five nodes of a graph are connected, the last three are alone."""
+    A = torch.eye(N, dtype=h.dtype)
+    A[:5, :5] = 0.2
+    return A @ h
+
+
+def pooled(h):
+    same = torch.tensor([0, 0, 0, 1, 1, 2, 3, 4])
+    same = (same[:, None] == same).to(h)
+    return same @ h / same.sum(1, keepdim=True)
+
+
+MIXED = {
+    "graph": connected,
+    "pooled in groups": pooled,
+    "lag": lambda h: h + 0.5 * torch.cat([torch.zeros_like(h[:4]), h[:4]]),
+    "two rows alone": lambda h: h + torch.cat([h[1:2] * 1e-2, torch.zeros_like(h[1:])]),
+    "centred": lambda h: h - h.mean(0),
+    "summed up": lambda h: h.cumsum(0),
+    "added from another axis": lambda h: h + (h @ torch.ones(5, N).to(h)).mT[:, :5],
+}
+MOVED = {
+    "sorted": lambda h: h[torch.tensor([0, 1, 2, 4, 3, 6, 5, 7])],
+    "reversed": lambda h: h.flip(0),
+}
+
+
+def problem_of(mix):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Coupled(mix).double().eval(), torch.randn(N, 6, dtype=torch.float64)
+    return Problem(model, F.cross_entropy, [(x, torch.arange(N) % 3)])
+
+
+def close(found, expected):
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+@pytest.mark.parametrize("mix", [*MIXED.values(), *MOVED.values()], ids=[*MIXED, *MOVED])
+def test_rows_that_are_mixed_or_moved_are_measured_all_the_same(mix):
+    problem = problem_of(mix)
+    line = linearised(problem, problem.batches[0], frozenset(problem.params))
+    assert not apart_by_graph(line.outputs)
+    _, coupled = line._ruled(torch.ones(2, N, 3).double() * torch.tensor([1.0, -2.0, 0.5]).double())
+    assert set(coupled) == {"first.weight", "first.bias"}  # the last layer comes behind it
+    exact = hessian(problem).trace_by_block()
+    close(exact_traces(problem), exact)
+    close(sample_traces(problem).mean(), exact)
+    probes = LogitProbeTrace(400)(problem, torch.Generator().manual_seed(0))
+    assert ((probes.value - exact).abs() <= 6 * probes.stderr + 1e-12 * exact).all()
+
+
+@pytest.mark.parametrize("mix", [*MIXED.values(), *MOVED.values()], ids=[*MIXED, *MOVED])
+def test_samples_that_are_not_the_same_alone_have_no_rows_of_their_own(mix):
+    with pytest.raises(ValueError, match=r"other outputs in its batch than alone|does not take sample \d alone"):
+        dual_gram(problem_of(mix))
+
+
+def test_samples_that_were_sorted_inside_are_found_again(build):
+    class Sorted(Coupled):
+        def forward(self, x):
+            order = x[:, 0].argsort()
+            return self.last(torch.relu(self.first(x[order]))[order.argsort()])
+
+    model = build(lambda: Sorted(None)).double()
+    x = build(lambda: torch.randn(N, 6)).double()
+    x[:3, 0] = torch.tensor([-9.0, -8.0, -7.0])  # the first samples are in order
+    problem = Problem(model, F.cross_entropy, [(x, torch.arange(N) % 3)])
+    H = per_sample_hessians(problem)
+    for block, i in problem.index.items():
+        expected = H[:, i][:, :, i].diagonal(dim1=1, dim2=2).sum(1)
+        assert sample_traces(problem)[block].to_numpy() == pytest.approx(expected.numpy(), rel=1e-10)
+
+
+@pytest.mark.parametrize("routes", [[[0, 0, 0, 0], [0, 1, 1]], [[0, 0, 0, 0, 1]], [[1, 0, 1, 0]]])
+def test_a_mixture_of_experts(routes, build):
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x, route):
+            out = x.new_zeros(len(x), 3)
+            for number, expert in enumerate((self.a, self.b)):
+                rows = (route == number).nonzero()[:, 0]
+                out = out.index_copy(0, rows, expert(x[rows]))
+            return out
+
+    model = build(Experts).double()
+    batches = [
+        ((build(lambda r=r: torch.randn(len(r), 6)).double(), torch.tensor(r)), torch.arange(len(r)) % 3)
+        for r in routes
+    ]
+    problem = Problem(model, F.cross_entropy, batches)
+    found = sample_traces(problem, "ggn")
+    route = torch.tensor([number for r in routes for number in r])
+    assert ((found["a"].to_numpy() > 0) == (route == 0).numpy()).all()
+    close(found.mean(), hessian(problem).trace_by_block())
+    close(exact_traces(problem, "ggn"), hessian(problem).trace_by_block())
+
+
+@pytest.mark.parametrize("shape", ["folded", "tokens first"])
+def test_rows_that_are_no_samples_are_refused(shape, build):
+    class Tokens(Coupled):
+        def forward(self, x):
+            return super().forward(x.flatten(0, 1) if shape == "folded" else x.transpose(0, 1))
+
+    model, x = build(lambda: Tokens(nn.Identity())).double(), build(lambda: torch.randn(4, 5, 6)).double()
+    loss = (
+        (lambda out, y: F.cross_entropy(out, y.flatten()))
+        if shape == "folded"
+        else (lambda out, y: F.cross_entropy(out.permute(1, 2, 0), y))
+    )
+    problem = Problem(model, loss, [(x, torch.arange(20).reshape(4, 5) % 3)])
+    with pytest.raises(ValueError, match=r"returns \d+ rows for 4 samples: let it return one for each"):
+        sample_traces(problem)
+    with pytest.raises(ValueError, match=r"returns \d+ rows for 4 samples: let it return one for each"):
+        dual_gram(problem)
+
+
+@pytest.mark.filterwarnings("ignore:loss_fn gives")
+@pytest.mark.parametrize("targets", [[0, 1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 2, 2, 2], [0, 1, 2, 3, 4, 5, 5]])
+def test_a_loss_that_couples_any_two_samples_is_refused(targets, build):
+    """The distance from the mean of the class: the samples of a class couple."""
+
+    def centred(out, y):
+        same = (y[:, None] == y).to(out)
+        return F.cross_entropy(out, y) + ((out - same @ out / same.sum(1, keepdim=True)) ** 2).sum(1).mean() / 2
+
+    model = build(lambda: nn.Linear(6, 6)).double()
+    problem = Problem(model, centred, [(build(lambda: torch.randn(7, 6)).double(), torch.tensor(targets))])
+    with pytest.raises(ValueError, match="the loss of a sample depends on the outputs of another one"):
+        exact_traces(problem)
+
+
+# --- what the graph proves --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*zoo.SMALL, "resnet18", "vgg11"])
+def test_what_the_graph_proves_the_trial_does_not_deny(name, generator):
+    """The networks that are measured all the time are proved, so that no trial costs anything there."""
+    if name in zoo.SMALL:
+        problem = zoo.problem(name, generator, num_samples=6)
+    else:
+        images = zoo.images("digits", num_samples=6, dtype=torch.float64)
+        problem = zoo.full_scale_problem(name, images, num_classes=10, batch_size=6, width=2, generator=generator)
+    line = linearised(problem, problem.batches[0])
+    proved = apart_by_graph(line.outputs)
+    assert proved is ("attention" not in name)
+    line.__dict__["apart"] = False
+    columns = torch.randn(3, *line.outputs.shape, generator=generator, dtype=torch.float64)
+    assert line._ruled(columns)[1] == []
+
+
+@pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
+@pytest.mark.parametrize("scale", [1e-2, 1e-6, 1e-10, 1e-13])
+def test_a_coupling_that_is_not_found_is_rounding(mix, scale):
+    problem = problem_of(lambda h: h + scale * mix(h))
+    found, exact = exact_traces(problem), hessian(problem).trace_by_block()
+    close(found, exact)
+
+
+def test_a_trial_costs_one_column(generator):
+    cotangents = torch.randn(4, N, 3, generator=generator)
+    trial = Trial(cotangents, 1)
+    assert trial.combination.shape == (N, 3)
+    slopes = torch.cat([cotangents, trial.combination[None]])
+    assert trial.seen(slice(0, 3), [slopes[:3]])[0] is not None
+    trial.seen(slice(3, 5), [slopes[3:]])
+    assert trial.coupled() == set()
+    other = Trial(cotangents, 2)
+    assert other.seen(slice(0, 5), [slopes.flip(1), slopes[:, :3]])[1] is None
+    assert other.coupled() == {0, 1}
+
+
+def test_proportions_tell_any_two_rows_apart():
+    trial = Trial(torch.ones(1, 2000, 1, dtype=torch.float64), 1)
+    values = trial.proportions.sort().values
+    assert float((values[1:] - values[:-1]).min()) > math.sqrt(torch.finfo(torch.float64).eps)
