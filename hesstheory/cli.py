@@ -469,6 +469,8 @@ def harness(
 
     progress, first = Console(stderr=True), os.environ.get("RANK", "0") == "0"
     say = partial(progress.print, markup=False, highlight=False, soft_wrap=True)
+    if out.exists() and not out.is_dir():
+        _misuse(f"--out {out}: that is a file; name a folder")
     _check_writable("--out", out / "*", makes_folders=True)
     try:
         settings = room.Settings(
@@ -483,7 +485,9 @@ def harness(
     except RuntimeError as error:
         if not isinstance(error, LostRank | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
-        _misuse(str(error).partition("\n")[0])
+        reason = str(error).partition("\n")[0]
+        cure = "" if isinstance(error, LostRank) else ": use a smaller --width, --batch or --classes"
+        _misuse(f"{reason}{cure}")
     except (ValueError, OSError, MemoryError) as error:
         _misuse(str(error))
     except KeyboardInterrupt:
@@ -500,7 +504,7 @@ def harness(
 
 @app.command()
 def doctor() -> None:
-    """Says what this machine has, what PyTorch may round, and whether a known trace comes out: about a second."""
+    """Says what this machine has, what PyTorch may round, and whether known traces come out, which takes a second."""
     from rich.console import Console
 
     from hesstheory.harness import doctor as room

@@ -482,7 +482,7 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, names: dict[str, str]) -> Nor
 
 
 def _embedding(module: nn.Embedding, x: Tensor, names: dict[str, str]) -> Norms | None:
-    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse or x.ndim < 1:
+    if x.ndim < 1:
         return None
     tokens = x.reshape(len(x), -1)
     same = (tokens[:, :, None] == tokens[:, None]).to(module.weight.dtype)

@@ -110,6 +110,7 @@ class Problem:
         self.batch_sizes = _batch_sizes(self.batches)
         self._differentiate(model)
         _check_parameters(self.params)
+        _check_embeddings(model)
         if not allow_train_mode:
             _check_modes(model)
         self.partition = partition if partition is not None else Partition.by_layer(model)
@@ -537,6 +538,22 @@ def _span(p: Tensor) -> int:
 def _addresses(p: Tensor) -> Int[Tensor, " entries"]:
     offsets = torch.arange(_span(p)).as_strided(p.shape, p.stride())
     return p.data_ptr() + p.itemsize * offsets.flatten()
+
+
+_EMBEDDING_OPTIONS = {
+    "max_norm": "which changes its weights in every forward pass",
+    "scale_grad_by_freq": "which makes its gradients no derivatives",
+    "sparse": "whose gradients have no second derivative",
+}
+
+
+def _check_embeddings(model: nn.Module) -> None:
+    """Options whose gradients are no derivatives, no tensors of their shape, or whose forward pass changes weights."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            for option, why in _EMBEDDING_OPTIONS.items():
+                if (value := getattr(module, option)) and (module.weight.requires_grad or option == "max_norm"):
+                    raise ValueError(f"embedding {name!r} has {option}={value}, {why}: build it without")
 
 
 def _check_modes(model: nn.Module) -> None:

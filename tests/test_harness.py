@@ -220,6 +220,11 @@ def doubled_estimates(monkeypatch):
     monkeypatch.setattr(stages, "_forms", lambda *arguments: 2 * right(*arguments))
 
 
+def wrong_second_group(monkeypatch):
+    right = stages._forms
+    monkeypatch.setattr(stages, "_forms", lambda *arguments: (1 + (arguments[2].start > 0)) * right(*arguments))
+
+
 def spread_estimates(monkeypatch):
     right = stages._forms
     monkeypatch.setattr(stages, "_forms", lambda *arguments: 100 * right(*arguments))
@@ -253,6 +258,7 @@ def wrong_logit_signs(monkeypatch):
         (bent(lambda Y, V: 1.01 * Y), "central differences"),
         (reused_probe, "probes differ"),
         (doubled_estimates, "H = G + R, probe by probe"),
+        (wrong_second_group, "H = G + R, probe by probe"),
         (spread_estimates, "variance as predicted"),
         (small_norms, "norms of products by rows"),
         (no_sample_traces, "exact traces by two routes"),
@@ -420,7 +426,8 @@ def test_running_out_of_memory_halves_the_batches():
         (("--model", "resnet50"), "model is 'resnet50': choose from resnet18, resnet34, vgg11"),
         (("--device", "cuda"), "no CUDA device is available"),
         (("--batch", "1"), "batch is 1: pass a whole number from 2"),
-        (("--batch", "5000"), "digits has 1 to 1797 images"),
+        (("--batch", "5000"), "batch is 5000: digits has 1797 images, pass that many or fewer"),
+        (("--classes", "20000"), "classes is 20000: digits has 10, pass that many or more, 10,000 at most"),
         (("--data", "cifar10", "--root", "/nowhere"), "cifar-10"),
         (("--classes", "3"), "classes is 3: digits has 10"),
         (("--label-noise", "2"), "label_noise is 2.0"),
@@ -448,6 +455,23 @@ def test_another_run_is_not_overwritten(finished, tmp_path):
         run(TINY, tmp_path, say=quiet)
 
 
+def test_a_run_of_other_code_does_not_go_on(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished[0], folder)
+    file = folder / "settings.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"code": "0123456789abcdef"}))
+    with pytest.raises(ValueError, match=r"was begun by other code .*: pass another folder as --out"):
+        run(TINY, folder, resume=True, say=quiet)
+
+
+def test_a_folder_is_asked_for_where_there_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    process = command("--out", tmp_path / "run")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert f"--out {tmp_path / 'run'}: that is a file; name a folder" in err.replace("\n", "")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}"])
 @pytest.mark.parametrize("name", ["settings.json", "stages/3_exact.json"])
 def test_a_damaged_record_is_named(name, content, finished, tmp_path):
@@ -458,12 +482,26 @@ def test_a_damaged_record_is_named(name, content, finished, tmp_path):
         run(TINY, folder, resume=True, say=quiet)
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+def cut(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+
+
+def with_nan(checkpoint):
+    state = torch.load(checkpoint, weights_only=True)
+    next(iter(state["model"].values())).fill_(float("nan"))
+    torch.save(state, checkpoint)
+
+
+def of_a_longer_run(checkpoint):
+    torch.save(torch.load(checkpoint, weights_only=True) | {"step": 999}, checkpoint)
+
+
+@pytest.mark.parametrize("damage", [cut, with_nan, of_a_longer_run])
+def test_a_damaged_checkpoint_is_named(damage, tmp_path):
     settings = replace(TINY, steps=20)
     folder = tmp_path / "run"
     run(settings, folder, say=quiet)
-    checkpoint = folder / "training.pt"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    damage(folder / "training.pt")
     shutil.rmtree(folder / "stages")
     with pytest.raises(ValueError, match=r"training\.pt cannot be read .*: delete it, and --resume trains anew"):
         run(settings, folder, resume=True, say=quiet)

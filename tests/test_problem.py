@@ -1,6 +1,7 @@
 """What is differentiated: bad input is refused with its cure, blocks are as promised, and looking changes nothing."""
 
 import copy
+import re
 import warnings
 from functools import partial
 
@@ -953,3 +954,23 @@ def test_the_largest_batch_alone(generator):
     largest = problem.largest()
     assert largest.batch_sizes == (4,)
     assert largest.batches[0] is problem.batches[1], "the first of them"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_norm": 0.5}, "max_norm=0.5, which changes its weights in every forward pass: build it without"),
+        ({"scale_grad_by_freq": True}, "scale_grad_by_freq=True, which makes its gradients no derivatives"),
+        ({"sparse": True}, "sparse=True, whose gradients have no second derivative"),
+    ],
+)
+def test_embeddings_whose_gradients_are_no_derivatives_are_refused(options, message, build):
+    model = build(lambda: nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(12, 3))).double()
+    before = copy.deepcopy(model.state_dict())
+    batches = [(torch.arange(21).reshape(7, 3) % 5, torch.arange(7) % 3)]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Problem(model, F.cross_entropy, batches)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    model[0].requires_grad_(False)
+    if "max_norm" not in options:
+        assert Problem(model, F.cross_entropy, batches).num_params == 39

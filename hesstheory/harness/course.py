@@ -20,6 +20,7 @@ from hesstheory.execution import (
     PATIENCE,
     Ranks,
     device_named,
+    fingerprint,
     full_precision,
     peak_memory,
     precision_switches,
@@ -76,16 +77,22 @@ def run(
 
 def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
     """Settings on disk first: what is measured later belongs to them."""
-    file = folder / "settings.json"
+    file, code = folder / "settings.json", fingerprint("hesstheory")
     if not file.exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(f"{folder} holds files that are no run: pass an empty or a new folder as --out")
-        write_atomically(file, json.dumps(asdict(settings), indent=2) + "\n")
+        write_atomically(file, json.dumps(asdict(settings) | {"code": code}, indent=2) + "\n")
         return
     if not resume:
         raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or another folder as --out")
-    if differing := settings.differing(_record(file, set(), "pass another folder as --out")):
+    before = _record(file, set(), "pass another folder as --out")
+    if differing := settings.differing(before):
         raise ValueError(f"the run in {folder} has another {', '.join(differing)}: pass its settings, or another --out")
+    if before.get("code") != code:
+        raise ValueError(
+            f"the run in {folder} was begun by other code or other versions of its libraries, whose numbers do not mix "
+            "with these: pass another folder as --out"
+        )
 
 
 def _nothing() -> None:

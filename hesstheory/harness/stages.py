@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -37,7 +37,6 @@ VARIANCE_ALPHA = 1e-3  # of the test of variances
 _MOST_ROWS = 256  # of the dual Gram matrices; more samples × columns are sketched
 _SKETCHES, _SKETCH_ROWS = 4, 16
 _GROUP = 8  # probes whose products are held at once
-_VERIFIED = range(2)  # probes that are taken apart
 _STEPS = (1e-8, 1e-9, 1e-10, 1e-11)  # relative: the shorter, the fewer kinks lie between, and the more rounding counts
 _NORM_PROBES = 16  # at least, for the norms of the blocks
 
@@ -193,7 +192,8 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     some = _spaced(problem.num_samples, max(_MOST_ROWS // per_sample, 2))
     part = subject.some(some) if sketch else problem
     subject.say(f"rows of the dual Gram matrices: {part.num_samples} samples")
-    Z = torch.cat([subject.probes(_VERIFIED), subject.probes(_VERIFIED, "norms")], 1)
+    verified, two = _verified(subject), slice(2)
+    Z = torch.cat([subject.probes(verified), subject.probes(verified, "norms")], 1)
     grams: list[DualGram] = []
 
     def rows() -> None:
@@ -217,24 +217,29 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     if not sketch:
         stage.found["largest_eigenvalue"] = float(torch.linalg.eigvalsh(gram.grams.sum(0)).max())
     _norms(subject, gram, sketch, stage)
-    q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)[: len(_VERIFIED)]
+    q = torch.tensor(before["estimates"]["found"]["samples"], dtype=torch.float64)[verified]
     traces = torch.tensor(before["exact"]["found"]["samples"], dtype=torch.float64)
     if sketch:  # what is compared to rows is of some samples alone
         traces = traces[some]
         stage.checks.append(_against_products(subject, q, before["kinks"]["found"]["tolerance"]))
-        q = _full_forms(subject, matrix_of(subject), part, Z[:, : len(_VERIFIED)])
-    residuals = _residual_forms(subject, part, Z[:, : len(_VERIFIED)])
+        q = _full_forms(subject, matrix_of(subject), part, Z[:, two])
+    residuals = _residual_forms(subject, part, Z[:, two])
     tolerance, flipped = (before["kinks"]["found"][key] for key in ("tolerance", "flipped"))
     # What a switched unit does to a single layer has no bound; it must stay below the standard error of the estimate.
     of_forms = max(tolerance, 1 / math.sqrt(subject.settings.probes)) if flipped else tolerance
     stage.checks += _against_rows(subject, gram, (traces, q, residuals), (tolerance, of_forms), "")
-    norms2 = gram.squared_product_norms().cpu()[len(_VERIFIED) :]
-    found = _row_norms2(subject, ggn, _VERIFIED, part)
+    norms2 = gram.squared_product_norms().cpu()[2:]
+    found = _row_norms2(subject, ggn, verified, part)
     scale = norms2 + gram.traces.cpu().square()
     stage.checks.append(_close("norms of products by rows", found - norms2, scale, subject, 2 * of_forms))
     if problem.dtype != torch.float64:
-        stage.checks += _in_float64(subject, Z[:, : len(_VERIFIED)])
+        stage.checks += _in_float64(subject, Z[:, two])
     return stage
+
+
+def _verified(subject: Subject) -> list[int]:
+    """Probes that are taken apart: the first and the last, whose products are of different groups if there are any."""
+    return [0, subject.settings.probes - 1]
 
 
 def _spaced(number: int, most: int) -> list[int]:
@@ -286,16 +291,18 @@ def _against_rows(
     sizes = torch.stack([trace.abs(), of_samples.norm(dim=0)])
     name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
     scale = trace.abs() + gram.squared_product_norms().cpu()[: len(q)].sqrt() + residual_norms
+    some, all_samples = len(of_samples), subject.problem.num_samples
+    of = f", of {some} of {all_samples} samples" if some < all_samples else ""
     return [
-        _close(f"exact traces by two routes{where}", errors, sizes, subject, tolerances[0]),
-        _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerances[1]),
+        _close(f"exact traces by two routes{where}", errors, sizes, subject, tolerances[0], of),
+        _close(f"{name}{where}", q - forms - residuals, scale, subject, tolerances[1], of),
     ]
 
 
 def _against_products(subject: Subject, q: Tensor, tolerance: float) -> Check:
     """The estimates beside z_lᵀ(Hz)_l of products of the whole batch."""
     forms, norms, index = [], [], subject.problem.index.values()
-    for z in subject.probes(_VERIFIED).mT:
+    for z in subject.probes(_verified(subject)).mT:
         Hz = subject.product(matrix_of(subject), z.to(subject.problem.dtype)).cpu()
         forms.append(torch.stack([z.cpu()[i].double() @ Hz[i] for i in index]))
         norms.append(torch.stack([Hz[i].norm() for i in index]))
@@ -314,7 +321,7 @@ def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
         residuals = _residual_forms(subject, few, Z)
         strict, where = torch.finfo(torch.float64).eps ** 0.5, ", in float64"
         norms2 = gram.squared_product_norms().cpu()
-        error = _row_norms2(subject, ggn, _VERIFIED, few, "probes") - norms2
+        error = _row_norms2(subject, ggn, _verified(subject), few, "probes") - norms2
         scale = norms2 + gram.traces.cpu().square()
         return [
             *_against_rows(subject, gram, (traces, q, residuals), (strict, strict), where),
@@ -413,7 +420,7 @@ def _largest(values: Tensor) -> float:
 def _row_norms2(
     subject: Subject,
     matrix: Callable[[Problem], Curvature],
-    numbers: range,
+    numbers: Sequence[int],
     problem: Problem | None = None,
     purpose: str = "norms",
 ) -> Float[Tensor, "probes blocks"]:
@@ -720,11 +727,11 @@ def _autocast(subject: Subject, dtype: torch.dtype) -> Iterator[Problem]:
 # --- wording and bookkeeping ------------------------------------------------------------------------------------------
 
 
-def _close(name: str, error: Tensor, scale: Tensor, subject: Subject, tolerance: float) -> Check:
+def _close(name: str, error: Tensor, scale: Tensor, subject: Subject, tolerance: float, of: str = "") -> Check:
     """Relative errors of all layers within a tolerance."""
     relative = (error.abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)).reshape(-1, error.shape[-1]).amax(0)
     layer = list(subject.problem.partition.blocks)[int(relative.argmax())]
-    return _at_most(name, float(relative.max()), tolerance, f"largest relative error, in {layer}")
+    return _at_most(name, float(relative.max()), tolerance, f"largest relative error{of}, in {layer}")
 
 
 def _at_most(name: str, value: float, bound: float, what: str) -> Check:

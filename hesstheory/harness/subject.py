@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,12 @@ Say = Callable[[str], None]
 
 MODELS = ("resnet18", "resnet34", "vgg11")
 DATA = {"digits": 10, "cifar10": 10, "cifar100": 100}
+_IMAGES = {"digits": 1797, "cifar10": 50_000, "cifar100": 50_000}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
 PARALLEL = ("data", "probes")
 
-_MOST = 1_000_000
+_MOST, _MOST_CLASSES = 1_000_000, 10_000
 _TRAINED_ON = 4096  # images at most that training draws its batches from
 _TRAINING_BATCH = 128
 _CHECKPOINT_EVERY = 20  # steps
@@ -66,8 +67,13 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
                 raise ValueError(f"{name} is {value!r}: pass a whole number from {least} to {_MOST:,}")
-        if self.classes is not None and self.classes < DATA[self.data]:
-            raise ValueError(f"classes is {self.classes}: {self.data} has {DATA[self.data]}, pass that many or more")
+        if self.batch > (images := _IMAGES[self.data]):
+            raise ValueError(f"batch is {self.batch}: {self.data} has {images} images, pass that many or fewer")
+        if self.classes is not None and not DATA[self.data] <= self.classes <= _MOST_CLASSES:
+            raise ValueError(
+                f"classes is {self.classes}: {self.data} has {DATA[self.data]}, pass that many or more, "
+                f"{_MOST_CLASSES:,} at most"
+            )
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"label_noise is {self.label_noise}: pass the fraction of wrong labels, 0 to 1")
 
@@ -147,7 +153,7 @@ class Subject:
             self.say(f"the device is out of memory with batches of {size}: going on with {size // 2}")
             problem = problem.rebatched(size // 2)
 
-    def probes(self, numbers: range, purpose: str = "probes") -> Float[Tensor, "params probes"]:
+    def probes(self, numbers: Sequence[int], purpose: str = "probes") -> Float[Tensor, "params probes"]:
         """Sign probes as int8, each from a stream of its own: who computes with them does not matter."""
         seed, P = self.settings.seed, self.problem.num_params
         columns = [Rademacher().signs(P, 1, stream(seed, purpose, str(k)))[:, 0] for k in numbers]
@@ -176,8 +182,6 @@ def built(settings: Settings, device: torch.device, ranks: Ranks, folder: Path, 
         settings.data, num_samples=number, label_noise=settings.label_noise, dtype=dtype, root=settings.root,
         generator=stream(seed, "labels"),
     )  # fmt: skip
-    if len(data.targets) < settings.batch:
-        raise ValueError(f"batch is {settings.batch}: {settings.data} has {len(data.targets)} images")
     measured = Data(data.inputs[: settings.batch], data.targets[: settings.batch])
     problem = zoo.full_scale_problem(
         settings.model, measured, num_classes=settings.num_classes, batch_size=settings.batch, width=settings.width,
@@ -206,6 +210,9 @@ def _train(model: nn.Module, data: Data, settings: Settings, folder: Path, ranks
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             start = int(state["step"])
+            finite = all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
+            if not (finite and 0 <= start <= settings.steps):
+                raise ValueError("a number that is not finite, or a step that is not one of these")
         except Exception as error:  # whatever a damaged file makes of unpickling
             raise ValueError(
                 f"{checkpoint} cannot be read ({type(error).__name__}): delete it, and --resume trains anew"

@@ -267,8 +267,8 @@ def _what_to_put(known: _Cifar, root: Path) -> str:
     files = ", ".join([*known.train_sha1, *known.test_sha1])
     return (
         f"get {known.url} and put it into {root}, as it is or unpacked (a folder {known.folder} with {files}); or name "
-        "the place where it lies by root= or HESSTHEORY_DATA. torchvision's pickle files (cifar-10-batches-py, "
-        "cifar-100-python) are not read"
+        "the place where it lies by root= (--root) or HESSTHEORY_DATA. torchvision's pickle files "
+        "(cifar-10-batches-py, cifar-100-python) are not read"
     )
 
 
