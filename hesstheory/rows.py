@@ -63,7 +63,7 @@ def _kind(node: Any, operands: Sequence[str], num_rows: int) -> str | None:
     if name.endswith("AccumulateGrad") or (name in _OF_PARAMETERS and list(operands) == [_PARAMETERS]):
         return _PARAMETERS
     shape = node._input_metadata[0].shape
-    if len(shape) == 0 or shape[0] != num_rows:
+    if len(shape) == 0 or shape[0] != num_rows or hasattr(type(node), "_forward_cls"):  # a Function of the user's
         return None
     if name in _MAPS:
         values, others = _MAPS[name](operands)

@@ -199,6 +199,21 @@ def test_a_coupling_that_is_not_found_is_rounding(mix, scale):
     close(found, exact)
 
 
+def test_a_function_of_the_user_proves_nothing_by_its_name():
+    class Tanh(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, h):
+            return h.flip(0)
+
+        @staticmethod
+        def backward(ctx, g):
+            return g.flip(0)
+
+    problem = problem_of(Tanh.apply)
+    assert not apart_by_graph(problem.outputs(problem.batches[0]))
+    close(exact_traces(problem, "ggn"), hessian(problem).trace_by_block())
+
+
 def test_a_trial_costs_one_column(generator):
     cotangents = torch.randn(4, N, 3, generator=generator)
     trial = Trial(cotangents, 1)
