@@ -96,8 +96,8 @@ def _recorded(model: nn.Module) -> Iterator[dict[str, _Call]]:
         return record
 
     for name, module in model.named_modules():
-        if type(module) in _RULES:
-            handles.append(module.register_forward_hook(hook(name)))
+        if type(module) in _RULES and "forward" not in vars(module):  # nor a patched one
+            handles.append(module.register_forward_hook(hook(name), prepend=True))  # before what other hooks make of it
     try:
         yield calls
     finally:
@@ -172,9 +172,10 @@ class Linearised:
         found, coupled = self._ruled(cotangents)
         if not (slow := (*self.others, *coupled)):
             return found
-        line = replace(self, others=slow) if coupled else self
+        line = replace(self, others=slow)
+        alone = None if coupled else self._alone
         for cotangent in cotangents:
-            _add(found, line._one_by_one(cotangent) if line._alone is None else line._alone(cotangent))
+            _add(found, line._one_by_one(cotangent) if alone is None else alone(cotangent))
         return found
 
     def _ruled(self, cotangents: Float[Tensor, "columns ..."]) -> tuple[dict[str, Tensor], list[str]]:
@@ -255,19 +256,25 @@ class Linearised:
 
         size = max(_CHUNK_BYTES // sum(p.numel() * p.itemsize for p in others.values()), 1)
         each = vmap(squared, (None, of_samples, 0), chunk_size=size)
-        last = torch.zeros_like(outputs)
-        last[-1] = generic(last[-1])
+        u = generic(outputs)
+
+        def combined(tensors: dict[str, Tensor]) -> Tensor:
+            return vmap(slope, (None, of_samples, 0))(tensors, inputs, u)[0].sum()
+
         try:
-            squares, found = each(others, inputs, last)
+            squares, found = each(others, inputs, u)
+            sums = grad(combined)(others)
         except torch.OutOfMemoryError:
             raise
         except Exception:  # whatever an operation without a batching rule, or a model for whole batches, makes of it
             return None
-        bound = torch.finfo(outputs.dtype).eps ** 0.5
-        if found.shape != outputs.shape or not bool(((found - outputs).abs() <= bound * outputs.abs().max()).all()):
+        eps = torch.finfo(outputs.dtype).eps
+        if found.shape != outputs.shape or not bool(((found - outputs).abs() <= eps**0.5 * outputs.abs().max()).all()):
             return None
-        expected = {name: _square(row) for name, row in self._rows(self.others, last).items()}
-        right = all(abs(squares[name][-1] - square) <= bound * square for name, square in expected.items())
+        in_batch = self._rows(self.others, u)
+        right = all(
+            (sums[name] - row).norm() <= 1e3 * eps * squares[name].sum().sqrt() for name, row in in_batch.items()
+        )
         return (lambda cotangent: each(others, inputs, cotangent)[0]) if right else None
 
     def _one_by_one(self, cotangent: Tensor) -> dict[str, Tensor]:
@@ -333,6 +340,8 @@ def _by_rules(problem: Problem, batch: Batch) -> Linearised:
         outputs = problem.outputs(batch)
     if not isinstance(outputs, Tensor):
         raise TypeError(f"the model returns a {type(outputs).__name__}: wrap it so that it returns one tensor")
+    if outputs.ndim == 0:
+        raise ValueError("the model returns a scalar: let it keep the axis of the samples, as squeeze(-1) does")
     names, uses = {id(p): name for name, p in problem.params.items()}, _uses(outputs)
     edges, rules, ruled = list[GradientEdge](), list[Norms](), list[tuple[str, ...]]()
     for call in calls.values():
@@ -652,7 +661,23 @@ def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
             "use smaller inputs or a smaller dtype"
         )
     size = budget // of_sample
-    return problem if size >= max(problem.batch_sizes) else problem.rebatched(size)
+    if size >= max(problem.batch_sizes):
+        return problem
+    parts = problem.rebatched(size)
+    if not apart_by_graph(few.outputs):
+        _check_same_in_parts(problem, parts)
+    return parts
+
+
+def _check_same_in_parts(problem: Problem, parts: Problem) -> None:
+    """Raises MemoryError where smaller batches have other outputs."""
+    with torch.no_grad():
+        whole, cut = (torch.cat([each.outputs(batch) for batch in each.batches]) for each in (problem, parts))
+    if not bool(((whole - cut).abs() <= torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()).all()):
+        raise MemoryError(
+            f"batches of {max(problem.batch_sizes)} samples take too much memory, and cut into parts of "
+            f"{max(parts.batch_sizes)} the model gives other outputs: free memory, or use a smaller dtype"
+        )
 
 
 def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Series[float]:

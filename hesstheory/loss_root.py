@@ -94,19 +94,20 @@ def _orthogonal_root(problem: Problem, slope: _LossSlope) -> Float[Tensor, "samp
 def _softmax_root(slope: _LossSlope) -> Float[Tensor, "samples outputs rank"] | None:
     """Cholesky's factor of c(diag(p) − ppᵀ), p = softmax(f), without a difference (Tanabe and Sagae 1992).
 
-    Column j is √(p_j/q_j₋₁) (√q_j at j, −p_i/√q_j below) with the tails q_j = Σ_{k>j} p_k. None where one product of
-    the loss's Hessian with a generic vector, for all samples at once, is not that of such matrices up to rounding.
+    Column j is √(p_j/q_j₋₁) (√q_j at j, −p_i/√q_j below) with the tails q_j = Σ_{k>j} p_k. None where two products
+    of the loss's Hessian with generic vectors, for all samples at once, are not those of such matrices up to rounding.
     """
     f = slope.at.detach()
     if f.ndim != 2 or f.shape[1] < 2 or not slope.values.requires_grad:
         return None
     p, eps, tiny = f.log_softmax(1).exp(), torch.finfo(f.dtype).eps, torch.finfo(f.dtype).tiny
-    u = generic(f)
-    bent, spread = slope.bent(u[None])[0], p * (u - (p * u).sum(1, keepdim=True))
+    # Two of them: with two classes any slope is that of a softmax for one, but coupled samples give another c for each.
+    u = generic(torch.stack([f, f]))
+    bent, spread = slope.bent(u), p * (u - (p * u).sum(2, keepdim=True))
     # c is read off where 1 − p is no difference of near numbers.
-    second = spread.abs().scatter(1, p.argmax(1, keepdim=True), 0.0).argmax(1, keepdim=True)
-    c = (bent / spread).gather(1, second)
-    size = p * (u.abs() + (p * u.abs()).sum(1, keepdim=True))
+    second = spread[0].abs().scatter(1, p.argmax(1, keepdim=True), 0.0).argmax(1, keepdim=True)
+    c = (bent[0] / spread[0]).gather(1, second)
+    size = p * (u.abs() + (p * u.abs()).sum(2, keepdim=True))
     if not bool(((bent - c * spread).abs() <= 256 * eps * c * size).all()):
         return None
     tails = p.flip(1).cumsum(1).flip(1).clamp(min=tiny)  # from j on
@@ -128,7 +129,8 @@ def _loss_hessians(slope: _LossSlope) -> Float[Tensor, "samples outputs outputs"
     units[:D] = torch.eye(D, dtype=units.dtype, device=units.device)[:, None]
     units[D:] = parts * generic(units[0])
     bent = torch.cat([slope.bent(units[part]) for part in chunks(len(units), slope.values.numel())])
-    if bool(((1 - parts) * bent[D:] != 0).any()):
+    rounding = 1e3 * torch.finfo(units.dtype).eps * bent[:D].abs().max()
+    if bool((((1 - parts) * bent[D:]).abs() > rounding).any()):
         raise ValueError(
             "the loss of a sample depends on the outputs of another one (contrastive, or normalised over the batch): "
             "no sum over samples of squares is its Gauss-Newton matrix; use ggn(problem) with an estimator"

@@ -9,17 +9,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hesstheory.logit_space
 from hesstheory import (
     LogitProbeTrace,
     Problem,
     dual_gram,
     exact_traces,
+    ggn,
     hessian,
     per_sample_hessians,
     sample_traces,
     zoo,
 )
 from hesstheory.logit_space import linearised
+from hesstheory.loss_root import loss_root
 from hesstheory.rows import Trial, apart_by_graph
 
 N = 8
@@ -169,6 +172,110 @@ def test_a_loss_that_couples_any_two_samples_is_refused(targets, build):
     model = build(lambda: nn.Linear(6, 6)).double()
     problem = Problem(model, centred, [(build(lambda: torch.randn(7, 6)).double(), torch.tensor(targets))])
     with pytest.raises(ValueError, match="the loss of a sample depends on the outputs of another one"):
+        exact_traces(problem)
+
+
+@pytest.mark.parametrize("strength", [1e-3, 0.1, 1.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_two_classes_hide_no_coupling(strength, masked, build):
+    """The slopes of any loss of the margin are those of a softmax, in proportions of their own for one direction."""
+
+    def centred(out, y):
+        margin, same = out[:, 1] - out[:, 0], (y[:, None] == y).to(out)
+        return F.cross_entropy(out, y % 2) + strength * ((margin - same @ margin / same.sum(1)) ** 2).mean()
+
+    class Masked(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.tensor([0, 0, -1e9 * masked] if masked else [0, 0]).to(x)
+
+    model, x = build(lambda: Masked(6, 3 if masked else 2)).double(), build(lambda: torch.randn(7, 6)).double()
+    with pytest.raises(ValueError, match="the loss of a sample depends on the outputs of another one"):
+        exact_traces(Problem(model, centred, [(x, torch.tensor([0, 1, 1, 1, 2, 2, 2]))]))
+
+
+def test_a_softmax_whose_maximum_is_taken_over_all_samples_couples_none(build):
+    def stabilised(out, y):
+        shifted = out - out.max()
+        return F.nll_loss(shifted - shifted.exp().sum(1, keepdim=True).log(), y)
+
+    model, x = build(lambda: nn.Linear(6, 3)).double(), build(lambda: torch.randn(7, 6)).double()
+    problem = Problem(model, stabilised, [(x, torch.arange(7) % 3)])
+    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+    outputs = problem.outputs(problem.batches[0])
+    S, expected = (
+        loss_root(each, outputs, each.batches[0])
+        for each in (problem, Problem(model, F.cross_entropy, problem.batches))
+    )
+    assert torch.allclose(S @ S.mT, expected @ expected.mT, atol=1e-14)
+
+
+HOOKED = {
+    "clipped": lambda layer: layer.register_forward_hook(lambda module, args, out: out.clamp(-0.8, 0.8)),
+    "scaled": lambda layer: layer.register_forward_hook(
+        lambda module, args, out: out * torch.linspace(0.1, 1, 12)[:, None].to(out)
+    ),
+    "clipped before": lambda layer: layer.register_forward_pre_hook(lambda module, args: (F.hardtanh(*args),)),
+    "patched": lambda layer: setattr(layer, "forward", lambda x: F.linear(F.hardtanh(x), layer.weight, layer.bias)),
+}
+
+
+@pytest.mark.parametrize("change", HOOKED.values(), ids=HOOKED)
+def test_hooks_and_patches_that_the_first_samples_do_not_show(change, build):
+    model = build(lambda: nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))).double()
+    x = build(lambda: torch.randn(12, 6)).double()
+    x[:3] *= 0.1
+    change(model[0])
+    problem = Problem(model, F.cross_entropy, [(x, torch.arange(12) % 3)])
+    close(exact_traces(problem), hessian(problem).trace_by_block())
+
+
+@pytest.mark.parametrize("coupling", [0.0, 1e-8, 1e-2])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_many_samples_that_meet_where_only_derivatives_show_it(coupling, offset, build):
+    """Gates of zero (ReZero): the outputs are those of the samples alone, the derivatives are not."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.first, self.last = (
+                nn.Parameter(torch.full((5,), coupling)),
+                nn.Linear(6, 5),
+                nn.Linear(5, 3),
+            )
+
+        def forward(self, x):
+            h, same = torch.tanh(self.first(x)), (x[:, :1] == x[:, 0]).to(x)
+            return self.last(h + self.gate * (same @ h / same.sum(1, keepdim=True))) + offset
+
+    model, x = build(Gated).double(), build(lambda: torch.randn(16, 6)).double()
+    x[:, 0] = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 5])
+    y = build(lambda: torch.randn(16, 3)).double() + offset
+    problem = Problem(model, F.mse_loss, [(x, y)])
+    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+
+
+def test_little_memory_cuts_no_batch_whose_samples_meet(monkeypatch):
+    monkeypatch.setattr(hesstheory.logit_space, "_LITTLE", 0)
+    monkeypatch.setattr(hesstheory.logit_space, "free_memory", lambda device: 4000)
+
+    def grouped(h):
+        same = (torch.arange(len(h))[:, None] // 3 == torch.arange(len(h)) // 3).to(h)
+        return h + same @ h
+
+    with pytest.raises(MemoryError, match=r"cut into parts of \d+ the model gives other outputs"):
+        exact_traces(problem_of(grouped))
+    apart = problem_of(lambda h: h.softmax(1))
+    close(exact_traces(apart, "ggn"), ggn(apart).trace_by_block())
+
+
+def test_outputs_without_samples_are_refused(build):
+    class Scalar(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    model, x = build(lambda: Scalar(4, 1)).double(), build(lambda: torch.randn(6, 4)).double()
+    problem = Problem(model, F.mse_loss, [(x[:5], x[:5, 0]), (x[5:], x[5, 0])])
+    with pytest.raises(ValueError, match=r"the model returns a scalar: let it keep the axis of the samples"):
         exact_traces(problem)
 
 
