@@ -121,8 +121,8 @@ def _loss_hessians(slope: _LossSlope) -> Float[Tensor, "samples outputs outputs"
     """∂²loss/∂f_n² of every sample."""
     N, D = slope.values.shape
     # Any two samples differ in a digit of their binary numbers: those that have it must not bend those that have not.
-    digits = torch.tensor([[n >> digit & 1 for n in range(N)] for digit in range((N - 1).bit_length())])
-    parts = digits.reshape(-1, N, 1).to(slope.at)
+    digits = torch.arange(N) >> torch.arange((N - 1).bit_length())[:, None] & 1
+    parts = digits[:, :, None].to(slope.at)
     units = slope.at.new_zeros(D + len(parts), N, D)
     if not slope.values.requires_grad:
         return units[:D].transpose(0, 1)

@@ -109,6 +109,7 @@ class Trial:
 
     Slopes at the output of a module are linear in the cotangent. Where they go by rows, those of the combination are
     the same combination in the same proportions, up to rounding; else a generic one is not, whatever couples the rows.
+    A coupling of less than a thousand roundings, 1e-4 in float32, is not seen, and changes traces by as much.
     """
 
     def __init__(self, cotangents: Float[Tensor, "columns rows ..."], num_modules: int) -> None:
@@ -135,7 +136,6 @@ class Trial:
             weights = shares[:, None] * of_rows
             self._difference[number] += (weights * (flat @ generic(flat[0, 0]))).sum(0)
             self._size[number] += (weights.abs() * torch.linalg.vector_norm(flat, dim=2)).sum(0)
-
         return [None if number in self._other_rows else slope for number, slope in enumerate(slopes)]
 
     def coupled(self) -> set[int]:

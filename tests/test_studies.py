@@ -186,3 +186,11 @@ def test_records_are_made_once_and_kept(tmp_path, monkeypatch, capfd):
         full_scale.main()
     assert stop.value.code == 0
     assert "wrong: not started" in capfd.readouterr().out
+
+
+def test_the_table_of_the_readme_is_that_of_the_records():
+    root = Path(__file__).parents[1]
+    found = full_scale.table(root / "reports" / "harness")
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert found.rpartition("\n\n")[0] in text
+    assert found.rpartition("\n\n")[2] in text.replace("\n", " ")

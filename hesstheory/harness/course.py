@@ -45,7 +45,8 @@ def run(
 ) -> Report:
     """Measures a full-scale network and returns what `DIR/harness.json` holds; the first process writes it.
 
-    Every finished stage is a file in `DIR/stages`; with `resume` a run that was stopped goes on behind the last one.
+    Every finished stage is a file in `DIR/stages`; with `resume` a run that was stopped goes on behind the last one,
+    by the same code and versions alone.
     Raises ValueError for settings that cannot be run, and where DIR holds another run.
     """
     if not 0 < patience < math.inf:

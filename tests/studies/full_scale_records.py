@@ -2,6 +2,7 @@
 
     python tests/studies/full_scale_records.py --device cpu --json reports/harness
     python tests/studies/full_scale_records.py --device cuda --json reports/harness --seconds 500
+    python tests/studies/full_scale_records.py --table --json reports/harness
 
 A run that is done is not done again, one that was stopped goes on. With --seconds no run is started after so long; the
 next call starts the others. Runs with CIFAR need its files (HESSTHEORY_DATA).
@@ -10,6 +11,7 @@ next call starts the others. Runs with CIFAR need its files (HESSTHEORY_DATA).
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -49,6 +51,27 @@ def records(device: str) -> dict[str, list[str]]:
     return {f"{name}_cuda": [*options, "--device", device] for name, options in found.items()}
 
 
+def table(folder: Path) -> str:
+    """Markdown: a line for every record, and how many layers of all have a K* from 5 to 10."""
+    lines = [
+        "| run | one product errs by, in traces | a logit probe, at most | K* | gradients of exact traces | of a product |",
+        "|---|---|---|---|---|---|",
+    ]
+    inside = layers = 0
+    for file in sorted(folder.glob("*.json")):
+        report = json.loads(file.read_text())
+        rows, cost = report["layers"].values(), report["gradients"]
+        critical = [row["k_star"] for row in rows if row["k_star"] is not None]
+        product = [row["predicted_sd"] / abs(row["exact"]) for row in rows if row["predicted_sd"] is not None]
+        logit = max(row["logit_sd"] / abs(row["exact"]) for row in rows)
+        inside, layers = inside + sum(5 <= K <= 10 for K in critical), layers + len(critical)
+        lines.append(
+            f"| {file.stem} | {min(product):.1g} to {max(product):.0f} | {logit:.2f} | {min(critical):.0f} to "
+            f"{max(critical):.0e} | {cost['exact_traces']:.1f} | {cost['product']:.1f} |"
+        )
+    return "\n".join([*lines, "", f"K* lies in [5, 10] in {inside} of {layers} layers."])
+
+
 def main() -> None:
     """Runs what is not yet there; the exit code is 1 if a run failed or one of its checks did."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -57,7 +80,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs"))
     parser.add_argument("--json", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    if options.table:
+        print(table(options.json))
+        return
     runs, start, failed = records(options.device), time.monotonic(), []
     if unknown := sorted(set(options.names) - runs.keys()):
         parser.error(f"no runs {', '.join(unknown)}; there are {', '.join(runs)}")
