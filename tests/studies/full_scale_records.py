@@ -54,7 +54,7 @@ def records(device: str) -> dict[str, list[str]]:
 def table(folder: Path) -> str:
     """Markdown: a line for every record, and how many layers of all have a K* from 5 to 10."""
     lines = [
-        "| run | one product errs by, in traces | a logit probe, at most | K* | gradients of exact traces | of a product |",
+        "| run | a product errs by, in traces | a logit probe, at most | K* | cost of exact traces | of a product |",
         "|---|---|---|---|---|---|",
     ]
     inside = layers = 0
