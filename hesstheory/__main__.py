@@ -1,5 +1,5 @@
 """`python -m hesstheory` is the `hesstheory` command."""
 
-from hesstheory.cli import main
+from hesstheory.cli.app import main
 
 main()

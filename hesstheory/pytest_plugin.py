@@ -33,12 +33,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--hesstheory-profile", choices=("smoke", "ci", "full"), default=_DEFAULTS["profile"],
         help="profile of conformance checks",
     )  # fmt: skip
-    group.addoption("--hesstheory-seed", type=int, default=_DEFAULTS["seed"], help="seed of the conformance checks")
+    group.addoption(
+        "--hesstheory-seed",
+        type=int,
+        default=_DEFAULTS["seed"],
+        help="seed of the conformance checks",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hands the options to the checks."""
-    _OPTIONS.update(profile=config.getoption("--hesstheory-profile"), seed=config.getoption("--hesstheory-seed"))
+    _OPTIONS.update(
+        profile=config.getoption("--hesstheory-profile"), seed=config.getoption("--hesstheory-seed")
+    )
 
 
 @dataclass
@@ -70,7 +77,11 @@ def _text(result: CheckResult) -> str:
 def _command() -> str:
     """What runs this test again: the command line may not be able to name its estimator."""
     test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" ")[0]
-    options = [f"--hesstheory-{name}={value}" for name, value in _OPTIONS.items() if value != _DEFAULTS[name]]
+    options = [
+        f"--hesstheory-{name}={value}"
+        for name, value in _OPTIONS.items()
+        if value != _DEFAULTS[name]
+    ]
     return shlex.join(["pytest", test, *options])
 
 
@@ -87,7 +98,9 @@ class _Courses:
 
         if id(estimator) not in self.started:
             given = {name: value for name, value in self.settings.items() if value is not None}
-            self.started[id(estimator)] = Course(estimator, expected=self.expected, **{**_OPTIONS, **given})
+            self.started[id(estimator)] = Course(
+                estimator, expected=self.expected, **{**_OPTIONS, **given}
+            )
         return self.started[id(estimator)]
 
 
@@ -109,7 +122,8 @@ def parametrize_with_checks(
     it, an estimator that ends its process ends pytest, and one that swallows all exceptions outlasts `time_limit`
     (seconds per check). Raises `Misuse` for unknown checks and for what is no estimator.
     """
-    from hesstheory.conformance.answers import as_estimator, load
+    from hesstheory.conformance.contract import as_estimator
+    from hesstheory.conformance.named import load
     from hesstheory.conformance.suite import checks_of, read_expected
 
     expected = read_expected(expected_failed_checks)
@@ -117,9 +131,15 @@ def parametrize_with_checks(
                 "isolate": isolate}  # fmt: skip
     courses = _Courses(expected, settings)
     cases = []
-    for estimator in [estimators] if callable(estimators) or isinstance(estimators, str) else estimators:
+    for estimator in (
+        [estimators] if callable(estimators) or isinstance(estimators, str) else estimators
+    ):
         subject = load(estimator) if isinstance(estimator, str) else as_estimator(estimator)
-        name = estimator if isinstance(estimator, str) else getattr(estimator, "__name__", repr(estimator))
+        name = (
+            estimator
+            if isinstance(estimator, str)
+            else getattr(estimator, "__name__", repr(estimator))
+        )
         for check in checks_of(profile or "full"):
             cases.append(pytest.param(subject, BoundCheck(check, courses), id=f"{name}-{check}"))
     return pytest.mark.parametrize(("estimator", "check"), cases)

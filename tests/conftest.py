@@ -11,9 +11,12 @@ import torch
 
 # The rooms whose shapes live in types. `int` passes for `float`, as in mypy; the test files are imported after this.
 _CHECKED = ("problem", "curvature", "estimators")
-assert not any(f"hesstheory.{room}" in sys.modules for room in _CHECKED), "imported before the hook that checks types"
+assert not any(f"hesstheory.{room}" in sys.modules for room in _CHECKED), (
+    "imported before the hook that checks types"
+)
 jaxtyping.install_import_hook(
-    [f"hesstheory.{room}" for room in _CHECKED], "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    [f"hesstheory.{room}" for room in _CHECKED],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
 

@@ -24,7 +24,13 @@ _INSIDE = torch.device("lazy", 0)  # what C++ takes CUDA for
 
 _aten: Any = torch.ops.aten
 _MOVES = {_aten._to_copy, _aten.copy, _aten.copy_, _aten.lift_fresh}
-_INDEXES = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_, _aten._unsafe_index}
+_INDEXES = {
+    _aten.index,
+    _aten.index_put,
+    _aten.index_put_,
+    _aten._index_put_impl_,
+    _aten._unsafe_index,
+}
 _PRODUCTS = {_aten.mm, _aten.bmm, _aten.addmm, _aten.baddbmm}
 _CONVOLUTIONS = {_aten.convolution, _aten.convolution_backward}
 _TAKES_NUMBERS = {_aten.fill, _aten.fill_, _aten.masked_fill, _aten.masked_fill_, *_INDEXES}
@@ -56,13 +62,17 @@ class OnDevice(Tensor):
         return ["inner"], None
 
     @staticmethod
-    def __tensor_unflatten__(parts: dict[str, Tensor], context: None, size: Any, stride: Any) -> OnDevice:
+    def __tensor_unflatten__(
+        parts: dict[str, Tensor], context: None, size: Any, stride: Any
+    ) -> OnDevice:
         return OnDevice(parts["inner"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
         if id(self) not in memo:
             copied = OnDevice(self.inner.clone()).requires_grad_(self.requires_grad)
-            copied.__dict__.update({name: x for name, x in self.__dict__.items() if name != "inner"})
+            copied.__dict__.update(
+                {name: x for name, x in self.__dict__.items() if name != "inner"}
+            )
             memo[id(self)] = copied
         return memo[id(self)]
 
@@ -76,7 +86,9 @@ class OnDevice(Tensor):
         return self.cpu().tolist()
 
     def numpy(self, **options: Any) -> Any:
-        raise _fault(f"can't convert {CUDA} device type tensor to numpy. Use Tensor.cpu() first.", TypeError)
+        raise _fault(
+            f"can't convert {CUDA} device type tensor to numpy. Use Tensor.cpu() first.", TypeError
+        )
 
     def __array__(self, *options: Any, **more: Any) -> Any:
         return self.numpy()
@@ -105,7 +117,9 @@ def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
         return
     if packet in _INDEXES:
         if not isinstance(args[0], OnDevice):
-            raise _fault("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+            raise _fault(
+                "indices should be either on cpu or on the same device as the indexed tensor (cpu)"
+            )
         tensors = [x for x in (args[0], *args[2:]) if isinstance(x, Tensor)]
     takes_numbers = packet in _TAKES_NUMBERS or torch.Tag.pointwise in func.tags
     written = args[0] if func._schema.is_mutable else None
@@ -118,7 +132,9 @@ def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
 def _check_generator(args: Any, kwargs: dict[str, Any]) -> None:
     if (generator := kwargs.get("generator")) is None:
         return
-    device = kwargs.get("device") or (args[0].device if args and isinstance(args[0], Tensor) else "cpu")
+    device = kwargs.get("device") or (
+        args[0].device if args and isinstance(args[0], Tensor) else "cpu"
+    )
     wanted, found = torch.device(device).type, generator.device.type
     if wanted != found:
         raise _fault(f"Expected a '{wanted}' device type for generator but found '{found}'")
@@ -160,7 +176,9 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def _each(function: Callable[[Any], Any], x: Any) -> Any:
-    return type(x)(_each(function, part) for part in x) if isinstance(x, list | tuple) else function(x)
+    return (
+        type(x)(_each(function, part) for part in x) if isinstance(x, list | tuple) else function(x)
+    )
 
 
 def _inner(x: Any) -> Any:
@@ -224,7 +242,9 @@ class Event:
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds."""
         if not (self.timed and end.timed) or self.time is None or end.time is None:
-            raise ValueError("Both events must be created with argument 'enable_timing=True', and recorded.")
+            raise ValueError(
+                "Both events must be created with argument 'enable_timing=True', and recorded."
+            )
         if end.time > Event.waited_for:
             raise RuntimeError("Both events must be completed before calculating elapsed time.")
         return end.time - self.time
@@ -263,7 +283,9 @@ def _runtime() -> dict[str, Any]:
 def pretend_cuda() -> Iterator[None]:
     """Within it there is one CUDA device."""
     faults.clear()
-    before = torch._C._only_lift_cpu_tensors()  # torch.tensor(numbers, device=...) makes them on the CPU and moves them
+    before = (
+        torch._C._only_lift_cpu_tensors()
+    )  # torch.tensor(numbers, device=...) makes them on the CPU and moves them
     torch._C._set_only_lift_cpu_tensors(True)
     try:
         with mock.patch.multiple(torch.cuda, **_runtime()), _Calls(), _Operations():

@@ -17,13 +17,13 @@ from hesstheory import (
     LayerwiseTrace,
     LogitProbeTrace,
     Problem,
-    advice,
     exact_traces,
     hessian,
     rank_layers,
     recommend,
     zoo,
 )
+from hesstheory.estimators import advice
 
 
 def problem_of(name, generator):
@@ -31,7 +31,10 @@ def problem_of(name, generator):
 
 
 def kinds(recommendation):
-    return {plan.estimator.__name__ if plan.is_exact else type(plan.estimator) for plan in recommendation.plans}
+    return {
+        plan.estimator.__name__ if plan.is_exact else type(plan.estimator)
+        for plan in recommendation.plans
+    }
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -44,10 +47,17 @@ def test_a_piecewise_linear_network_is_measured_from_its_outputs(generator):
 
 def test_a_smooth_network_is_measured_by_products(generator):
     found = recommend(problem_of("tanh_mlp", generator), 0.3, 0.95, generator)
-    assert kinds(found) == {"dense_traces", ControlVariateTrace, LayerwiseTrace, BlockSeparatedTrace}
+    assert kinds(found) == {
+        "dense_traces",
+        ControlVariateTrace,
+        LayerwiseTrace,
+        BlockSeparatedTrace,
+    }
 
 
-def test_plans_that_keep_the_error_come_first_and_the_cheapest_of_them_is_best(generator, monkeypatch):
+def test_plans_that_keep_the_error_come_first_and_the_cheapest_of_them_is_best(
+    generator, monkeypatch
+):
     monkeypatch.setattr(advice, "_MOST", 5)
     found = recommend(problem_of("tanh_mlp", generator), 0.01, 0.95, generator)
     keeps = [plan.worst <= 0.01 for plan in found.plans]
@@ -87,10 +97,15 @@ def test_the_number_of_probes_is_steins(generator):
     trial = advice._Trial(LayerwiseTrace(), samples, once=1.0, per_probe=0.5)
     reference, problem = pd.Series({"a": 2.0, "b": 5.0}), problem_of("tiny_mlp", generator)
     plan = advice._plan(problem, trial, reference, 0.1, 0.95, 0.25)
-    factor, deviation = 4.17653, (2 / 3) ** 0.5  # Student's quantile at 1 − 0.05/4 with three degrees of freedom
+    factor, deviation = (
+        4.17653,
+        (2 / 3) ** 0.5,
+    )  # Student's quantile at 1 − 0.05/4 with three degrees of freedom
     assert plan.num_probes == math.ceil((factor * deviation / 0.2) ** 2)
     assert plan.relative_error["b"] == 0
-    assert plan.relative_error["a"] == pytest.approx(factor * deviation / 2 / plan.num_probes**0.5, rel=1e-5)
+    assert plan.relative_error["a"] == pytest.approx(
+        factor * deviation / 2 / plan.num_probes**0.5, rel=1e-5
+    )
     assert plan.seconds == 1.0 + 0.5 * plan.num_probes
     assert plan.gradients == 4 * plan.seconds
 
@@ -111,7 +126,9 @@ def test_plans_are_read_at_a_glance(generator):
     assert "function" not in text
 
 
-@pytest.mark.parametrize(("error", "level"), [(0, 0.9), (1, 0.9), (-0.1, 0.9), (0.1, 0), (0.1, 1), (5, 0.9)])
+@pytest.mark.parametrize(
+    ("error", "level"), [(0, 0.9), (1, 0.9), (-0.1, 0.9), (0.1, 0), (0.1, 1), (5, 0.9)]
+)
 def test_impossible_requests_are_refused(error, level, generator):
     with pytest.raises(ValueError, match=r"pass a (share|probability)"):
         recommend(problem_of("tiny_mlp", generator), error, level, generator)
@@ -150,7 +167,9 @@ def test_equal_layers_are_never_told_apart(generator):
 def test_ranks_from_samples_by_hand():
     """Layers far apart are told apart; two whose difference has no spread at all are so with any samples."""
     noise = np.array([0.1, -0.1, 0.2, -0.2, 0.0, 0.05, -0.05, 0.1])
-    samples = pd.DataFrame({"low": noise, "far": 100 + 30 * noise, "near": 0.5 + noise, "wide": 50 + 1000 * noise})
+    samples = pd.DataFrame(
+        {"low": noise, "far": 100 + 30 * noise, "near": 0.5 + noise, "wide": 50 + 1000 * noise}
+    )
     found = advice._ranking(samples, 0.95, "by hand").table
     assert list(found.index) == ["far", "wide", "near", "low"]
     assert tuple(found.loc["far", ["rank_low", "rank_high"]]) == (1, 2)
@@ -194,7 +213,9 @@ def test_bad_requests_to_rank_are_refused(generator):
 def test_a_trace_that_the_pilot_cannot_tell_from_zero_is_promised_nothing(generator):
     samples = pd.DataFrame({"a": [1.0, -1.0, 2.0, -1.5], "b": [5.0, 5.1, 5.0, 4.9]})
     trial = advice._Trial(LayerwiseTrace(), samples, once=0.0, per_probe=1.0)
-    plan = advice._plan(problem_of("tiny_mlp", generator), trial, pd.Series({"a": 0.0, "b": 4.0}), 0.1, 0.9, 1.0)
+    plan = advice._plan(
+        problem_of("tiny_mlp", generator), trial, pd.Series({"a": 0.0, "b": 4.0}), 0.1, 0.9, 1.0
+    )
     assert plan.worst == math.inf
     assert plan.num_probes == advice._MOST
     assert str(plan).endswith("the pilot cannot tell the trace of a from zero")
@@ -204,14 +225,18 @@ def test_a_trace_that_the_pilot_cannot_tell_from_zero_is_promised_nothing(genera
     "loss",
     [
         lambda f, y: -F.cross_entropy(f, y),
-        lambda f, y: F.cross_entropy(f, y, torch.linspace(1, 2, 3, dtype=torch.float32), reduction="none").mean(),
+        lambda f, y: F.cross_entropy(
+            f, y, torch.linspace(1, 2, 3, dtype=torch.float32), reduction="none"
+        ).mean(),
     ],
     ids=["not convex", "weights of another dtype"],
 )
 def test_losses_that_some_estimators_refuse(loss, generator):
     dtype = torch.float32
     problem = zoo.problem("tiny_relu", generator, num_samples=6, dtype=dtype)
-    problem = Problem(problem.model, lambda f, y: loss(F.pad(f, (0, 3 - f.shape[1])), y), problem.batches)
+    problem = Problem(
+        problem.model, lambda f, y: loss(F.pad(f, (0, 3 - f.shape[1])), y), problem.batches
+    )
     assert recommend(problem, 0.5, 0.9, generator).plans
     assert len(rank_layers(problem, generator=generator, estimator=LayerwiseTrace(8)).table) == 2
 
@@ -221,5 +246,7 @@ def test_losses_that_some_estimators_refuse(loss, generator):
 )
 def test_an_estimator_is_an_instance(wrong, said, generator):
     problem = zoo.problem("tiny_relu", generator)
-    with pytest.raises(TypeError, match=rf"estimator is {said}: pass an instance, such as LayerwiseTrace\(64\)"):
+    with pytest.raises(
+        TypeError, match=rf"estimator is {said}: pass an instance, such as LayerwiseTrace\(64\)"
+    ):
         rank_layers(problem, generator=generator, estimator=wrong)

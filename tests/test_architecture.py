@@ -25,14 +25,20 @@ def name_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-PATHS = {name_of(path): path for package in ("hesstheory", "validation") for path in (ROOT / package).rglob("*.py")}
+PATHS = {
+    name_of(path): path
+    for package in ("hesstheory", "validation")
+    for path in (ROOT / package).rglob("*.py")
+}
 TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in PATHS.items()}
 PACKAGES = {module for module, path in PATHS.items() if path.name == "__init__.py"}
 LIBRARY = sorted(module for module in PATHS if module.split(".")[0] == "hesstheory")
 
 
 def test_the_sources_were_found():
-    assert {"hesstheory", "hesstheory.theory", "hesstheory.mutants", "validation.variance"} <= set(PATHS)
+    assert {"hesstheory", "hesstheory.theory", "hesstheory.mutants", "validation.variance"} <= set(
+        PATHS
+    )
     assert "hesstheory" in PACKAGES
 
 
@@ -42,11 +48,16 @@ def test_the_sources_were_found():
 def running(tree, in_functions) -> Iterator[ast.AST]:
     """The nodes that run, at import or whenever; what stands under TYPE_CHECKING never does."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("typing.") == "TYPE_CHECKING":
+        if (
+            isinstance(node, ast.If)
+            and ast.unparse(node.test).removeprefix("typing.") == "TYPE_CHECKING"
+        ):
             for other in node.orelse:
                 yield other
                 yield from running(other, in_functions)
-        elif in_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        elif in_functions or not isinstance(
+            node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+        ):
             yield node
             yield from running(node, in_functions)
 
@@ -61,8 +72,13 @@ def imports(module, tree, *, in_functions=True, is_package=False):
             above = package.split(".")[: len(package.split(".")) - node.level + 1]
             base = ".".join([*above, *filter(None, [node.module])] if node.level else [node.module])
             yield from (f"{base}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            yield from (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "importlib.import_module",
+            "__import__",
+        ):
+            yield from (
+                argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant)
+            )
 
 
 def home(name):
@@ -105,7 +121,9 @@ SNIPPETS = {
     "class A:\n    def f(self):\n        import hesstheory.zoo": {"hesstheory.zoo"},
     "import importlib\nimportlib.import_module('hesstheory.zoo')": {"hesstheory.zoo"},
     "if TYPE_CHECKING:\n    from hesstheory import zoo": set(),
-    "if typing.TYPE_CHECKING:\n    import torch\nelse:\n    from hesstheory import zoo": {"hesstheory.zoo"},
+    "if typing.TYPE_CHECKING:\n    import torch\nelse:\n    from hesstheory import zoo": {
+        "hesstheory.zoo"
+    },
     "if torch:\n    from hesstheory import zoo": {"hesstheory.zoo"},
     "try:\n    from hesstheory import zoo\nexcept ImportError:\n    pass": {"hesstheory.zoo"},
     "import torch, os.path": set(),
@@ -114,19 +132,32 @@ SNIPPETS = {
 
 @pytest.mark.parametrize(("source", "expected"), SNIPPETS.items(), ids=SNIPPETS)
 def test_imports_are_read(source, expected):
-    assert {home(name) for name in imports("hesstheory.theory", ast.parse(source))} - {None} == expected
-    at_import = {home(name) for name in imports("hesstheory.theory", ast.parse(source), in_functions=False)} - {None}
+    assert {home(name) for name in imports("hesstheory.theory", ast.parse(source))} - {
+        None
+    } == expected
+    at_import = {
+        home(name) for name in imports("hesstheory.theory", ast.parse(source), in_functions=False)
+    } - {None}
     assert at_import == (set() if "def " in source else expected)
 
 
 def test_a_prediction_is_never_computed_from_what_it_predicts():
-    assert reach("hesstheory.theory") & {f"hesstheory.{room}" for room in ("estimators", "curvature")} == set()
-    assert reach("hesstheory.estimators") >= {"hesstheory.curvature", "hesstheory.problem"}, "this test sees nothing"
+    assert (
+        reach("hesstheory.theory") & {f"hesstheory.{room}" for room in ("estimators", "curvature")}
+        == set()
+    )
+    assert reach("hesstheory.estimators") >= {"hesstheory.curvature", "hesstheory.problem"}, (
+        "this test sees nothing"
+    )
 
 
 @pytest.mark.parametrize("room", ["figures", "report"])
 def test_pictures_and_pages_need_no_torch(room):
-    found = {name.split(".")[0] for module in reach(f"hesstheory.{room}") for name in imports(module, TREES[module])}
+    found = {
+        name.split(".")[0]
+        for module in reach(f"hesstheory.{room}")
+        for name in imports(module, TREES[module])
+    }
     assert "torch" not in found
     assert "numpy" in found, "this test sees nothing"
 
@@ -136,7 +167,10 @@ def test_the_library_names_what_it_imports(module):
     """Not the package as a whole, through whose lazy names a wall would leak, and not the claims, which import it."""
     found = set(imports(module, TREES[module], is_package=module in PACKAGES))
     assert "hesstheory" not in found
-    assert not [name for name in found if name.split(".")[0] == "validation"] or module == "hesstheory.claims"
+    assert (
+        not [name for name in found if name.split(".")[0] == "validation"]
+        or module == "hesstheory.claims"
+    )
 
 
 def test_imports_have_no_cycle():
@@ -152,7 +186,9 @@ NOT_YET_USED = {"statsmodels"}
 
 def test_core_dependencies_are_imported():
     """What is installed for everyone is used; a dependency that is used at last leaves the list above."""
-    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "dependencies"
+    ]
     names = {re.match(r"[\w-]+", line)[0] for line in core}
     found = {name.split(".")[0] for module, tree in TREES.items() for name in imports(module, tree)}
     assert {IMPORT_NAMES.get(name, name) for name in names} - found == NOT_YET_USED
@@ -171,17 +207,33 @@ def loaded(statement, before=""):
     """Modules that a statement loads in a fresh process, after those that were loaded before it."""
     script = LOADED.format(statement=statement, before=before)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return [set(names) for names in json.loads(done.stdout)]
 
 
-HEAVY = {"torch", "sympy", "scipy", "pandas", "matplotlib", "seaborn", "sklearn", "statsmodels", "joblib", "jinja2"}
+HEAVY = {
+    "torch",
+    "sympy",
+    "scipy",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "sklearn",
+    "statsmodels",
+    "joblib",
+    "jinja2",
+}
 DOORS = {
     "import hesstheory": (HEAVY | {"numpy"}, set()),
     "import hesstheory.theory": (HEAVY, {"hesstheory.theory", "numpy"}),
     "import hesstheory.evidence": (HEAVY, {"hesstheory.evidence"}),
-    "import hesstheory.figures, hesstheory.report": ({"torch", "sympy", "sklearn", "statsmodels"}, {"matplotlib"}),
+    "import hesstheory.figures, hesstheory.report": (
+        {"torch", "sympy", "sklearn", "statsmodels"},
+        {"matplotlib"},
+    ),
     "import hesstheory.cli": (HEAVY | {"numpy"}, {"typer"}),
 }
 
@@ -199,7 +251,17 @@ def reach_of(statement):
     return set().union(*(reach(name) for name in imports("", ast.parse(statement))))
 
 
-CORE = ("problem", "curvature", "estimators", "evidence", "claims", "execution", "mutants", "theory", "zoo")
+CORE = (
+    "problem",
+    "curvature",
+    "estimators",
+    "evidence",
+    "claims",
+    "execution",
+    "mutants",
+    "theory",
+    "zoo",
+)
 
 
 def test_the_core_costs_little_more_than_torch():
@@ -235,7 +297,9 @@ def test_full_scale_runs_need_few_packages(arguments, tmp_path):
         arguments = [*arguments, f"--out={tmp_path / 'run'}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     script = WITHOUT.format(missing=RARE, arguments=arguments)
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert arguments[0] == "doctor" or (tmp_path / "run" / "index.html").exists()
 
@@ -246,11 +310,39 @@ SAMPLERS = "rand randn randint randperm normal bernoulli multinomial poisson bin
 SEEDS = "manual_seed seed set_rng_state random.manual_seed random.seed random.set_rng_state cuda.manual_seed "
 SEEDS += "cuda.manual_seed_all cuda.seed cuda.seed_all cuda.set_rng_state"
 INITIAL = "uniform_ normal_ trunc_normal_ xavier_uniform_ xavier_normal_ kaiming_uniform_ kaiming_normal_ orthogonal_"
-IN_PLACE = ["uniform_", "normal_", "bernoulli_", "random_", "exponential_", "geometric_", "cauchy_", "log_normal_"]
-NEED_GENERATOR = {f"torch.{name}" for name in SAMPLERS.split()} | {f"torch.nn.init.{name}" for name in INITIAL.split()}
-NEVER = {f"torch.{name}" for name in SEEDS.split()} | {"torch.nn.functional.dropout", "torch.dropout"}
-READS = {"random.getstate", "numpy.random.get_state", "torch.get_rng_state", "torch.random.get_rng_state"}
-NUMPY_STREAMS = {"Generator", "SeedSequence", "BitGenerator", "PCG64", "PCG64DXSM", "Philox", "SFC64", "MT19937"}
+IN_PLACE = [
+    "uniform_",
+    "normal_",
+    "bernoulli_",
+    "random_",
+    "exponential_",
+    "geometric_",
+    "cauchy_",
+    "log_normal_",
+]
+NEED_GENERATOR = {f"torch.{name}" for name in SAMPLERS.split()} | {
+    f"torch.nn.init.{name}" for name in INITIAL.split()
+}
+NEVER = {f"torch.{name}" for name in SEEDS.split()} | {
+    "torch.nn.functional.dropout",
+    "torch.dropout",
+}
+READS = {
+    "random.getstate",
+    "numpy.random.get_state",
+    "torch.get_rng_state",
+    "torch.random.get_rng_state",
+}
+NUMPY_STREAMS = {
+    "Generator",
+    "SeedSequence",
+    "BitGenerator",
+    "PCG64",
+    "PCG64DXSM",
+    "Philox",
+    "SFC64",
+    "MT19937",
+}
 
 
 def aliases(tree):
@@ -259,10 +351,13 @@ def aliases(tree):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {
-                a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names
+                a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0]
+                for a in node.names
             }
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     return found
 
 
@@ -276,12 +371,17 @@ def dotted(node, known):
 
 def has(call, keyword):
     given = {k.arg: k.value for k in call.keywords}
-    return keyword in given and not (isinstance(given[keyword], ast.Constant) and given[keyword].value is None)
+    return keyword in given and not (
+        isinstance(given[keyword], ast.Constant) and given[keyword].value is None
+    )
 
 
 def global_randomness(tree):
     """Where a module draws from, or seeds, a stream that is not an argument: (innermost def, line, what)."""
-    known, calls = aliases(tree), {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    known, calls = (
+        aliases(tree),
+        {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)},
+    )
 
     def uses_global_stream(node):
         name, call = dotted(node, known), calls.get(id(node))
@@ -355,7 +455,9 @@ INNOCENT = [
 
 @pytest.mark.parametrize("line", GUILTY)
 def test_global_randomness_is_seen(line):
-    found = global_randomness(ast.parse(f"{IMPORTS}class A:\n    def f(self):\n        return {line}"))
+    found = global_randomness(
+        ast.parse(f"{IMPORTS}class A:\n    def f(self):\n        return {line}")
+    )
     assert [(place, number) for place, number, _ in found] == [("A.f", 8)]
 
 
@@ -366,9 +468,18 @@ def test_randomness_as_an_argument_is_fine(line):
 
 # Where the global stream is the subject: the package, the def, and why it may. A mutant may too if that is its sin.
 DELIBERATE = {
-    ("hesstheory.mutants", "FreshMaskPerProbe.__call__"): "its sin; inside fork_rng, which gives the stream back",
-    ("hesstheory.conformance.answers", "restore"): "gives the streams back that a stranger's estimator moved",
-    ("validation.train_mode", "seeded"): "dropout has no generator; inside fork_rng, which gives the stream back",
+    (
+        "hesstheory.mutants",
+        "FreshMaskPerProbe.__call__",
+    ): "its sin; inside fork_rng, which gives the stream back",
+    (
+        "hesstheory.conformance.answers",
+        "restore",
+    ): "gives the streams back that a stranger's estimator moved",
+    (
+        "validation.train_mode",
+        "seeded",
+    ): "dropout has no generator; inside fork_rng, which gives the stream back",
 }
 
 
@@ -390,10 +501,16 @@ def test_randomness_is_an_argument():
     }
 
     def allowed(used):
-        return [key for key in DELIBERATE if f"{used[0]}.".startswith(f"{key[0]}.") and used[1] == key[1]]
+        return [
+            key
+            for key in DELIBERATE
+            if f"{used[0]}.".startswith(f"{key[0]}.") and used[1] == key[1]
+        ]
 
     assert any(is_a_sin(*used) for used in found), "MovesGlobalStream is one"
-    assert [where for used, where in found.items() if not allowed(used) and not is_a_sin(*used)] == []
+    assert [
+        where for used, where in found.items() if not allowed(used) and not is_a_sin(*used)
+    ] == []
     assert set(DELIBERATE) == {key for used in found for key in allowed(used)}
 
 
@@ -428,15 +545,27 @@ def test_vague_names_are_seen(name, vague):
 @pytest.mark.parametrize("module", PATHS)
 def test_names_say_something(module):
     nodes = list(ast.walk(TREES[module]))
-    defined = [n.name for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    defined = [
+        n.name
+        for n in nodes
+        if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
     arguments = [node.arg for node in nodes if isinstance(node, ast.arg)]
-    assigned = [node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
-    assert [name for name in {*module.split("."), *defined, *arguments, *assigned} if is_vague(name)] == []
+    assigned = [
+        node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+    ]
+    assert [
+        name for name in {*module.split("."), *defined, *arguments, *assigned} if is_vague(name)
+    ] == []
 
 
 def public(tree):
     definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    return [node for node in tree.body if isinstance(node, definitions) and not node.name.startswith("_")]
+    return [
+        node
+        for node in tree.body
+        if isinstance(node, definitions) and not node.name.startswith("_")
+    ]
 
 
 @pytest.mark.parametrize("module", [module for module in PATHS if ".notebooks." not in module])
@@ -468,14 +597,19 @@ def test_every_room_and_every_name_is_at_the_front_door():
 def test_a_name_is_loaded_on_first_use(name):
     found = getattr(hesstheory, name)
     room = f"hesstheory.{hesstheory._HOME.get(name, name)}"
-    assert found is (sys.modules[room] if name in hesstheory._MODULES else getattr(sys.modules[room], name))
-    assert f"{getattr(found, '__module__', room)}.".startswith(f"{room}."), "a room may be a package"
+    assert found is (
+        sys.modules[room] if name in hesstheory._MODULES else getattr(sys.modules[room], name)
+    )
+    assert f"{getattr(found, '__module__', room)}.".startswith(f"{room}."), (
+        "a room may be a package"
+    )
     assert found.__doc__
     assert not found.__doc__.startswith(f"{name}("), "a signature that dataclass made up"
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(
-        AttributeError, match=r"'hesstheory' has no attribute 'traces'; it has BlockSeparatedTrace, .*zoo"
+        AttributeError,
+        match=r"'hesstheory' has no attribute 'traces'; it has BlockSeparatedTrace, .*zoo",
     ):
         _ = hesstheory.traces

@@ -20,10 +20,18 @@ import pytest
 import torch
 
 import hesstheory
-from hesstheory import claims, figures, report
-from hesstheory.claims import Claim, Context, Ledger, claim, decide, select, validate
-from hesstheory.evidence import Check, Kind, Status, Tail, Verdict, empirical, exact, holds, statistical
-from hesstheory.execution import fingerprint
+from hesstheory import claims
+from hesstheory.claims.context import Context
+from hesstheory.claims.course import validate
+from hesstheory.claims.decide import decide
+from hesstheory.claims.ledger import Ledger
+from hesstheory.claims.registry import Claim, claim, select
+from hesstheory.evidence.checks import Check, Kind, Status, Verdict, empirical, holds
+from hesstheory.evidence.exact import exact
+from hesstheory.evidence.sequential import Tail, statistical
+from hesstheory.run.provenance import fingerprint
+from hesstheory.show import figures
+from hesstheory.show import pages as report
 
 ROOT = Path(hesstheory.__file__).parents[1]
 
@@ -179,17 +187,38 @@ def another(subject, context):
 
 
 MISTAKES = {
-    "an id of another claim": ({"decide": another}, r"claim X1 is registered twice: test_claims and test_claims"),
+    "an id of another claim": (
+        {"decide": another},
+        r"claim X1 is registered twice: test_claims and test_claims",
+    ),
     "two mutants of one name": (
         {"id": "X2", "mutants": [three, Four(), Four]},
         r"claim X2 has two mutants of one name",
     ),
-    "two unnamed mutants": ({"id": "X2", "mutants": [lambda: 1, lambda: 3]}, r"two mutants of one name"),
-    "one function twice": ({"id": "X2", "mutants": [partial(power, 3), partial(power, 4)]}, r"two mutants of one name"),
-    "sampling in smoke": ({"id": "X2", "statistical": 1}, r"X2 has statistical checks.*pass profile='ci'"),
-    "expecting not to be decided": ({"id": "X2", "expected": Verdict.UNTESTED}, r"X2 expects UNTESTED.*pass expected="),
-    "expecting to be outdated": ({"id": "X2", "expected": Verdict.STALE}, r"X2 expects STALE.*pass expected="),
-    "unknown profile": ({"id": "X2", "profile": "huge"}, r"profile is 'huge': choose from smoke, ci, full"),
+    "two unnamed mutants": (
+        {"id": "X2", "mutants": [lambda: 1, lambda: 3]},
+        r"two mutants of one name",
+    ),
+    "one function twice": (
+        {"id": "X2", "mutants": [partial(power, 3), partial(power, 4)]},
+        r"two mutants of one name",
+    ),
+    "sampling in smoke": (
+        {"id": "X2", "statistical": 1},
+        r"X2 has statistical checks.*pass profile='ci'",
+    ),
+    "expecting not to be decided": (
+        {"id": "X2", "expected": Verdict.UNTESTED},
+        r"X2 expects UNTESTED.*pass expected=",
+    ),
+    "expecting to be outdated": (
+        {"id": "X2", "expected": Verdict.STALE},
+        r"X2 expects STALE.*pass expected=",
+    ),
+    "unknown profile": (
+        {"id": "X2", "profile": "huge"},
+        r"profile is 'huge': choose from smoke, ci, full",
+    ),
 }
 
 
@@ -206,9 +235,17 @@ def test_registered_claim(registry):
     """The function is given back, names the claim, and may be registered again, as a reloaded module does."""
     mutants = [three, Four(), partial(power, 3)]
     for _ in range(2):
-        assert register(mutants=mutants, expected=Verdict.REFUTED, statistical=2, profile="ci") is value_is_two
+        assert (
+            register(mutants=mutants, expected=Verdict.REFUTED, statistical=2, profile="ci")
+            is value_is_two
+        )
     X1 = registry["X1"]
-    assert (X1.id, X1.title, X1.expected, X1.profile) == ("X1", "value is two", Verdict.REFUTED, "ci")
+    assert (X1.id, X1.title, X1.expected, X1.profile) == (
+        "X1",
+        "value is two",
+        Verdict.REFUTED,
+        "ci",
+    )
     assert list(X1.mutants) == ["three", "Four", "power"]
     assert list(registry) == ["X1"]
 
@@ -232,7 +269,9 @@ SELECTIONS = [
 def test_select(names, expected):
     known = dict.fromkeys(["T10", "T1.b", "T1", "E1", "T2", "T1.a"])
     assert sorted(select(names, known)) == sorted(expected)
-    assert select(names, known) == sorted(expected, key=["E1", "T1", "T1.a", "T1.b", "T2", "T10"].index)
+    assert select(names, known) == sorted(
+        expected, key=["E1", "T1", "T1.a", "T1.b", "T2", "T10"].index
+    )
 
 
 @pytest.mark.parametrize("name", ["T", "T3", "T1.", "T1.c", "t1", "", "T1 ", "validation"])
@@ -316,23 +355,95 @@ def talkative(subject, context):
 UNDECLARED = "RuntimeError: 2 statistical checks, but statistical=1 is declared and paid for"
 DECISIONS = {
     "holds": (value_is_two, [three, Four], Verdict.HOLDS, Kind.EXACT, "1 exact checks passed"),
-    "the weakest kind": (mixed, [three], Verdict.HOLDS, Kind.EXACT, "1 symbolic, 1 exact checks passed; 1 reported"),
+    "the weakest kind": (
+        mixed,
+        [three],
+        Verdict.HOLDS,
+        Kind.EXACT,
+        "1 symbolic, 1 exact checks passed; 1 reported",
+    ),
     "any failure": (failing_twice, [three], Verdict.REFUTED, Kind.EXACT, "trend: effect 1"),
-    "the weakest under a condition": (limited_study, [three], Verdict.CONDITIONAL, Kind.EMPIRICAL, "only where n is l"),
+    "the weakest under a condition": (
+        limited_study,
+        [three],
+        Verdict.CONDITIONAL,
+        Kind.EMPIRICAL,
+        "only where n is l",
+    ),
     "refuted": (failing, [three], Verdict.REFUTED, Kind.EXACT, "value: 2 against 3"),
-    "conditional": (conditional, [three], Verdict.CONDITIONAL, Kind.EXACT, "only where n is large; the draws are norm"),
-    "refuted, not limited": (refuted_and_limited, [three], Verdict.REFUTED, Kind.EXACT, "negative: 2 is not"),
-    "nothing but limits": (only_limited, [three], Verdict.REFUTED, Kind.EXACT, "negative: 2 is not"),
+    "conditional": (
+        conditional,
+        [three],
+        Verdict.CONDITIONAL,
+        Kind.EXACT,
+        "only where n is large; the draws are norm",
+    ),
+    "refuted, not limited": (
+        refuted_and_limited,
+        [three],
+        Verdict.REFUTED,
+        Kind.EXACT,
+        "negative: 2 is not",
+    ),
+    "nothing but limits": (
+        only_limited,
+        [three],
+        Verdict.REFUTED,
+        Kind.EXACT,
+        "negative: 2 is not",
+    ),
     "undecided": (open_ended, [three], Verdict.INCONCLUSIVE, None, "undecided: tail, mean"),
-    "a survivor": (value_is_two, [three, twin], Verdict.INCONCLUSIVE, None, "the checks do not notice twin"),
-    "survivors": (value_is_two, [twin, twin_too], Verdict.INCONCLUSIVE, None, "the checks do not notice twin, twin_"),
-    "a mutant breaks": (value_is_two, [twin, broken], Verdict.UNTESTED, None, "broken: the mutant itself broke: Zero"),
-    "limited and undecided": (limited_and_open, [three], Verdict.INCONCLUSIVE, Kind.EXACT, "undecided: tail, mean"),
-    "a refutation that sees no mutant": (failing, [twin], Verdict.INCONCLUSIVE, Kind.EXACT, "the checks do not notic"),
+    "a survivor": (
+        value_is_two,
+        [three, twin],
+        Verdict.INCONCLUSIVE,
+        None,
+        "the checks do not notice twin",
+    ),
+    "survivors": (
+        value_is_two,
+        [twin, twin_too],
+        Verdict.INCONCLUSIVE,
+        None,
+        "the checks do not notice twin, twin_",
+    ),
+    "a mutant breaks": (
+        value_is_two,
+        [twin, broken],
+        Verdict.UNTESTED,
+        None,
+        "broken: the mutant itself broke: Zero",
+    ),
+    "limited and undecided": (
+        limited_and_open,
+        [three],
+        Verdict.INCONCLUSIVE,
+        Kind.EXACT,
+        "undecided: tail, mean",
+    ),
+    "a refutation that sees no mutant": (
+        failing,
+        [twin],
+        Verdict.INCONCLUSIVE,
+        Kind.EXACT,
+        "the checks do not notic",
+    ),
     "no mutants": (value_is_two, [], Verdict.INCONCLUSIVE, None, "no mutant was tried"),
     "breaking": (breaking, [three], Verdict.UNTESTED, None, "ValueError: out of range"),
-    "no checks": (lambda subject, context: (), [three], Verdict.INCONCLUSIVE, None, "the checks do not notice three"),
-    "noise of mutants": (talkative, [three], Verdict.INCONCLUSIVE, None, "the checks do not notice three"),
+    "no checks": (
+        lambda subject, context: (),
+        [three],
+        Verdict.INCONCLUSIVE,
+        None,
+        "the checks do not notice three",
+    ),
+    "noise of mutants": (
+        talkative,
+        [three],
+        Verdict.INCONCLUSIVE,
+        None,
+        "the checks do not notice three",
+    ),
 }
 
 
@@ -342,7 +453,9 @@ def outcome(decide_, mutants, profile="smoke", **changes):
     return decide(dataclasses.replace(X1, **changes), Context(profile, 0, 1e-9))
 
 
-@pytest.mark.parametrize(("decide_", "mutants", "verdict", "kind", "detail"), DECISIONS.values(), ids=DECISIONS.keys())
+@pytest.mark.parametrize(
+    ("decide_", "mutants", "verdict", "kind", "detail"), DECISIONS.values(), ids=DECISIONS.keys()
+)
 def test_decision(decide_, mutants, verdict, kind, detail):
     mutants = [mutant() if isinstance(mutant, type) else mutant for mutant in mutants]
     found = outcome(decide_, mutants)
@@ -359,18 +472,69 @@ def test_a_claim_that_breaks_keeps_what_it_found():
 
 REJECTIONS = {
     "wrong value": (value_is_two, three, True, "value", "failed: 3 against 2", "Is one too many."),
-    "first line of the sin": (value_is_two, Four(), True, "value", "failed: 4 against 2", "Is two too many."),
-    "partial": (value_is_two, partial(power, 2, 2), True, "value", "failed: 4 against 2", "Is raised to a power."),
-    "undocumented": (value_is_two, lambda: 5.0, True, "value", "failed: 5 against 2", "undocumented"),
-    "right where the truth is wrong": (failing, three, True, "value", "passed: 3 against 3", "Is one too many."),
-    "equal": (value_is_two, twin, False, "", "every check came out as for the truth", "Is right after all."),
-    "broken": (value_is_two, broken, False, "", "the mutant itself broke: ZeroDivisionError: no value", "Cannot be"),
-    "never decisive": (talkative, three, False, "", "every check came out as for the truth", "Is one too many."),
+    "first line of the sin": (
+        value_is_two,
+        Four(),
+        True,
+        "value",
+        "failed: 4 against 2",
+        "Is two too many.",
+    ),
+    "partial": (
+        value_is_two,
+        partial(power, 2, 2),
+        True,
+        "value",
+        "failed: 4 against 2",
+        "Is raised to a power.",
+    ),
+    "undocumented": (
+        value_is_two,
+        lambda: 5.0,
+        True,
+        "value",
+        "failed: 5 against 2",
+        "undocumented",
+    ),
+    "right where the truth is wrong": (
+        failing,
+        three,
+        True,
+        "value",
+        "passed: 3 against 3",
+        "Is one too many.",
+    ),
+    "equal": (
+        value_is_two,
+        twin,
+        False,
+        "",
+        "every check came out as for the truth",
+        "Is right after all.",
+    ),
+    "broken": (
+        value_is_two,
+        broken,
+        False,
+        "",
+        "the mutant itself broke: ZeroDivisionError: no value",
+        "Cannot be",
+    ),
+    "never decisive": (
+        talkative,
+        three,
+        False,
+        "",
+        "every check came out as for the truth",
+        "Is one too many.",
+    ),
 }
 
 
 @pytest.mark.parametrize(
-    ("decide_", "mutant", "rejected", "by", "detail", "sin"), REJECTIONS.values(), ids=REJECTIONS.keys()
+    ("decide_", "mutant", "rejected", "by", "detail", "sin"),
+    REJECTIONS.values(),
+    ids=REJECTIONS.keys(),
 )
 def test_mutant(decide_, mutant, rejected, by, detail, sin):
     (found,) = outcome(decide_, [mutant]).mutants
@@ -378,7 +542,9 @@ def test_mutant(decide_, mutant, rejected, by, detail, sin):
     assert found.sin.startswith(sin)
 
 
-@pytest.mark.parametrize(("profile", "by"), [("smoke", "value"), ("ci", "value"), ("full", "value; proof")])
+@pytest.mark.parametrize(
+    ("profile", "by"), [("smoke", "value"), ("ci", "value"), ("full", "value; proof")]
+)
 def test_a_mutant_stops_at_the_first_check_or_at_one_of_each_kind(profile, by):
     looked = []
 
@@ -410,7 +576,10 @@ def test_sampling_that_is_not_paid_for_is_reported(times, declared):
 
 @pytest.mark.parametrize(("times", "declared"), [(1, 1), (1, 2), (3, 3)])
 def test_sampling_that_is_paid_for(times, declared):
-    assert outcome(partial(samples, times=times), [three], "ci", statistical=declared).verdict is Verdict.HOLDS
+    assert (
+        outcome(partial(samples, times=times), [three], "ci", statistical=declared).verdict
+        is Verdict.HOLDS
+    )
 
 
 def same_name_twice(subject, context):
@@ -423,7 +592,9 @@ def test_names_that_occur_twice_reject_no_mutant():
     assert not any(mutant.rejected for mutant in outcome(same_name_twice, [twin]).mutants)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"claim": "X2"}, {"names": ("y",)}, {"names": ("x", "y")}], ids=str)
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"claim": "X2"}, {"names": ("y",)}, {"names": ("x", "y")}], ids=str
+)
 def test_streams_belong_to_seed_claim_and_names(change):
     def draws(seed=0, claim="X1", names=("x",)):
         return torch.randn(4, generator=Context("ci", seed, 1e-9, claim).generator(*names))
@@ -436,7 +607,14 @@ def test_streams_belong_to_seed_claim_and_names(change):
 
 
 def claim_record(id="T1", run="r1", verdict="HOLDS", code="f1", **more):
-    return {"record": "claim", "run": run, "id": id, "verdict": verdict, "fingerprint": code, **more}
+    return {
+        "record": "claim",
+        "run": run,
+        "id": id,
+        "verdict": verdict,
+        "fingerprint": code,
+        **more,
+    }
 
 
 HEADER = {"record": "run", "run": "r1", "profile": "ci", "seed": 0}
@@ -476,7 +654,9 @@ def test_torn_at_every_byte(ledger):
         ledger.path.write_bytes(whole[:length])
         kept = [HEADER, claim_record()] + ([LAST] if length >= len(whole) - 1 else [])
         if start < length < len(whole) - 1:
-            with pytest.warns(UserWarning, match=r"ledger.jsonl:3 is torn \(a killed run\?\) and skipped"):
+            with pytest.warns(
+                UserWarning, match=r"ledger.jsonl:3 is torn \(a killed run\?\) and skipped"
+            ):
                 assert ledger.records() == kept
             ledger.append(more)
             with pytest.warns(UserWarning, match="is torn"):
@@ -487,7 +667,9 @@ def test_torn_at_every_byte(ledger):
             assert ledger.records() == [*kept, more]
 
 
-@pytest.mark.parametrize("rubbish", [b"\0" * 40, b"\xff\xfe\x00", b"\xce", b"{", b'"', b"}{"], ids=repr)
+@pytest.mark.parametrize(
+    "rubbish", [b"\0" * 40, b"\xff\xfe\x00", b"\xce", b"{", b'"', b"}{"], ids=repr
+)
 def test_rubbish_at_the_end_costs_no_record(ledger, rubbish):
     before = ledger.records()
     ledger.path.write_bytes(ledger.path.read_bytes() + rubbish)
@@ -503,7 +685,10 @@ def test_rubbish_at_the_end_costs_no_record(ledger, rubbish):
         ([claim_record("T1.a")], Verdict.UNTESTED),
         ([claim_record()], Verdict.HOLDS),
         ([claim_record(verdict="REFUTED"), claim_record()], Verdict.HOLDS),
-        ([claim_record(), claim_record(verdict="CONDITIONAL"), claim_record("T2")], Verdict.CONDITIONAL),
+        (
+            [claim_record(), claim_record(verdict="CONDITIONAL"), claim_record("T2")],
+            Verdict.CONDITIONAL,
+        ),
         ([claim_record(code="f0")], Verdict.STALE),
         ([claim_record(), claim_record(code="f0", verdict="REFUTED")], Verdict.STALE),
         ([claim_record(code="f0", verdict="REFUTED"), claim_record()], Verdict.HOLDS),
@@ -553,13 +738,21 @@ def run(registry, tmp_path):
 
 def test_everything_that_ran_is_recorded_and_shown(run, tmp_path):
     progress = []
-    found = run(profile="ci", on_result=lambda record, done, total: progress.append((record["id"], done, total)))
+    found = run(
+        profile="ci",
+        on_result=lambda record, done, total: progress.append((record["id"], done, total)),
+    )
     page = tmp_path / "index.html"
     shown = report.write(found.records, figures.draw_all(found.records, tmp_path / "figures"), page)
     assert found.records_run == shown == 2 * len(SMOKE) + 2
     assert progress == [(id, number, len(ALL)) for number, id in enumerate(ALL, 1)]
     head, *middle, end = Ledger(tmp_path / "ledger.jsonl").records()
-    assert [record["id"] for record in middle] == [record["id"] for record in found.claims] == head["claims"] == ALL
+    assert (
+        [record["id"] for record in middle]
+        == [record["id"] for record in found.claims]
+        == head["claims"]
+        == ALL
+    )
     assert (end["records_run"], end["passed"], end["counts"]) == (shown, True, {"HOLDS": len(ALL)})
     assert {record["run"] for record in (head, *middle, end)} == {head["run"]}
     assert report.NOTHING not in dict(report._facts(head, end)).values()
@@ -583,7 +776,12 @@ def test_a_profile_decides_what_it_can(run, profile, ids):
     ("names", "profile", "error", "message"),
     [
         (["A9"], "ci", KeyError, "no claim 'A9'; the claims are A1, A2, A2.a, A3, A10, B1, B2"),
-        (["A1", "B1"], "smoke", ValueError, "the smoke profile cannot decide B1: pass a larger --profile"),
+        (
+            ["A1", "B1"],
+            "smoke",
+            ValueError,
+            "the smoke profile cannot decide B1: pass a larger --profile",
+        ),
         ([], "huge", ValueError, "profile is 'huge': choose from smoke, ci, full"),
     ],
 )
@@ -596,7 +794,14 @@ def test_misuse_leaves_no_trace(run, tmp_path, names, profile, error, message):
 
 SURPRISES = [
     ([(value_is_two, Verdict.HOLDS)], 0),
-    ([(failing, Verdict.REFUTED), (conditional, Verdict.CONDITIONAL), (open_ended, Verdict.INCONCLUSIVE)], 0),
+    (
+        [
+            (failing, Verdict.REFUTED),
+            (conditional, Verdict.CONDITIONAL),
+            (open_ended, Verdict.INCONCLUSIVE),
+        ],
+        0,
+    ),
     ([(failing, Verdict.HOLDS)], 1),
     ([(value_is_two, Verdict.REFUTED)], 1),
     ([(conditional, Verdict.HOLDS)], 1),
@@ -619,7 +824,9 @@ def test_exit_code(run, cases, code):
     found = run([f"X{number}" for number in range(len(cases))], profile="ci")
     assert found.exit_code == code
     assert found.records[-1]["passed"] is (code == 0)
-    assert len(found.surprises) == sum(record["verdict"] != record["expected"] for record in found.claims)
+    assert len(found.surprises) == sum(
+        record["verdict"] != record["expected"] for record in found.claims
+    )
     assert bool(found.surprises) == (code != 0)
 
 
@@ -630,7 +837,9 @@ def test_a_claim_that_breaks_does_not_stop_the_others(run):
     assert list(found) == ["A1", "A2", "A2.a", "A2.b", "A2.c", "A3", "A10"]
     assert found["A2.b"]["detail"] == "ValueError: out of range"
     assert found["A2.c"]["detail"] == "ZeroDivisionError: division by zero"
-    assert {record["verdict"] for id, record in found.items() if id not in ("A2.b", "A2.c")} == {"HOLDS"}
+    assert {record["verdict"] for id, record in found.items() if id not in ("A2.b", "A2.c")} == {
+        "HOLDS"
+    }
 
 
 NOT_JSON = {"array": np.zeros(2), "tensor": torch.zeros(2), "set": {1}, "object": object()}
@@ -648,7 +857,12 @@ def test_rows_that_are_no_json_do_not_stop_the_others(run, value):
 
 def test_the_ledger_is_strict_json(run, tmp_path):
     """Without NaN and infinities, and with numpy's and torch's numbers as plain ones."""
-    numbers = {"nan": math.nan, "inf": np.float64(-np.inf), "one": np.int64(1), "half": torch.tensor(0.5)}
+    numbers = {
+        "nan": math.nan,
+        "inf": np.float64(-np.inf),
+        "one": np.int64(1),
+        "half": torch.tensor(0.5),
+    }
 
     def not_finite(subject, context):
         yield exact("value", subject(), 2.0).showing("power", [numbers])
@@ -694,7 +908,10 @@ def test_records_depend_neither_on_the_workers_nor_on_the_order_of_names(run, ho
         hold.unlink(missing_ok=True)
 
     hold.touch()
-    again = [run(profile="ci", seed=3, workers=2, on_result=release), run(ALL[::-1], profile="ci", seed=3)]
+    again = [
+        run(profile="ci", seed=3, workers=2, on_result=release),
+        run(ALL[::-1], profile="ci", seed=3),
+    ]
     assert sorted(order) == sorted(ALL)
     assert order[0] != "A1"
     assert [timeless(found) for found in again] == [timeless(first)] * 2
@@ -710,7 +927,11 @@ def test_workers_decide_claims_of_the_caller(run, registry, monkeypatch):
         return map(function, tasks)
 
     monkeypatch.setattr(claims, "scatter", scatter_to_a_worker)
-    assert [record["id"] for record in run(["A2", "X1"], profile="smoke", workers=2).claims] == ["A2", "A2.a", "X1"]
+    assert [record["id"] for record in run(["A2", "X1"], profile="smoke", workers=2).claims] == [
+        "A2",
+        "A2.a",
+        "X1",
+    ]
 
 
 # --- interruptions --------------------------------------------------------------------------------------------------
@@ -725,7 +946,10 @@ def interrupt_after(id):
 
 
 def ledger_counts(book):
-    return {kind: sum(record["record"] == kind for record in book.records()) for kind in ("run", "claim", "end")}
+    return {
+        kind: sum(record["record"] == kind for record in book.records())
+        for kind in ("run", "claim", "end")
+    }
 
 
 @pytest.mark.parametrize("last", SMOKE)
@@ -743,7 +967,9 @@ def test_an_interrupted_run_goes_on(run, home, tmp_path, last):
     assert found.records_run == book.records()[-1]["records_run"] == 2 * len(SMOKE)
 
     run(profile="smoke")
-    assert ledger_counts(book) == {"run": 2, "claim": 2 * len(SMOKE), "end": 2}, "a finished run is not gone on with"
+    assert ledger_counts(book) == {"run": 2, "claim": 2 * len(SMOKE), "end": 2}, (
+        "a finished run is not gone on with"
+    )
 
 
 @pytest.mark.parametrize(
@@ -764,7 +990,11 @@ def test_another_run_starts_anew(run, home, tmp_path, again, ids):
     found = run(**{"profile": "smoke"} | again)
     assert decided(home) == ["A1", "A2", *ids]
     assert [record["id"] for record in found.claims] == ids
-    assert ledger_counts(Ledger(tmp_path / "ledger.jsonl")) == {"run": 2, "claim": 2 + len(ids), "end": 1}
+    assert ledger_counts(Ledger(tmp_path / "ledger.jsonl")) == {
+        "run": 2,
+        "claim": 2 + len(ids),
+        "end": 1,
+    }
 
 
 @pytest.mark.parametrize("change", ["edit", "add", "remove", "rename"])
@@ -793,9 +1023,14 @@ def test_verdicts_are_stale_once_the_code_changes(run, home, tmp_path, change):
 
 def start(home, *arguments):
     """Python in a process of its own, with the `validation` that lies there."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(home), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(home), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
 
 
 def kill_when(process, condition):
@@ -819,10 +1054,14 @@ def finish(process):
 def test_a_kill_costs_the_claim_in_flight_and_no_other(home, tmp_path):
     """A3 is made to wait, so that the kill finds it in flight."""
     hold, book = home / "validation" / "hold A3", Ledger(tmp_path / "ledger.jsonl")
-    script = "import sys; from hesstheory import validate; validate(profile='smoke', ledger=sys.argv[1])"
+    script = (
+        "import sys; from hesstheory import validate; validate(profile='smoke', ledger=sys.argv[1])"
+    )
     hold.touch()
     log = home / "validation" / "decided"
-    kill_when(start(home, "-c", script, book.path), lambda: log.exists() and decided(home)[-1:] == ["A3"])
+    kill_when(
+        start(home, "-c", script, book.path), lambda: log.exists() and decided(home)[-1:] == ["A3"]
+    )
     assert [record.get("id") for record in book.records()] == [None, "A1", "A2", "A2.a"]
 
     hold.unlink()

@@ -16,9 +16,11 @@ from test_report import Page
 
 import hesstheory
 from hesstheory import claims
-from hesstheory.claims import Ledger, claim
+from hesstheory.claims.ledger import Ledger
+from hesstheory.claims.registry import claim
 from hesstheory.cli import app, main
-from hesstheory.evidence import Check, Kind, Status, Verdict, exact, holds
+from hesstheory.evidence.checks import Check, Kind, Status, Verdict, holds
+from hesstheory.evidence.exact import exact
 
 ROOT = Path(hesstheory.__file__).parents[1]
 NAMES = ("T14", "T2", "T18", "E2")
@@ -38,7 +40,11 @@ def smoke(*arguments):
 
 def header(folder):
     """Of the last run in its ledger."""
-    return [record for record in Ledger(folder / "reports" / "ledger.jsonl").records() if record["record"] == "run"][-1]
+    return [
+        record
+        for record in Ledger(folder / "reports" / "ledger.jsonl").records()
+        if record["record"] == "run"
+    ][-1]
 
 
 # --- a run whose verdicts are as expected ---------------------------------------------------------------------------
@@ -77,7 +83,9 @@ def test_files_are_where_they_should_be(result, out):
     assert reports == {"reports/ledger.jsonl", "reports/index.html", "summary.json"}
     figures = {path.partition(".")[0] for path in written - reports}
     assert figures
-    assert written - reports == {f"{name}.{suffix}" for name in figures for suffix in ("svg", "png", "csv")}
+    assert written - reports == {
+        f"{name}.{suffix}" for name in figures for suffix in ("svg", "png", "csv")
+    }
 
 
 def test_json_contract(summary):
@@ -99,8 +107,12 @@ def test_json_says_what_the_ledger_says(summary, records):
     decided = {record["id"]: record for record in records[1:-1]}
     for entry in summary["claims"]:
         record = decided[entry["id"]]
-        assert {key: record[key] for key in ("verdict", "expected", "kind", "detail")}.items() <= entry.items()
-        assert entry["mutants"] == {mutant["name"]: mutant["rejected"] for mutant in record["mutants"]}
+        assert {
+            key: record[key] for key in ("verdict", "expected", "kind", "detail")
+        }.items() <= entry.items()
+        assert entry["mutants"] == {
+            mutant["name"]: mutant["rejected"] for mutant in record["mutants"]
+        }
         assert set(entry["mutants"]) == set(claims.REGISTRY[entry["id"]].mutants)
     assert summary["records_run"] == sum(len(record["checks"]) for record in decided.values()) > 0
     assert summary["records_shown"] == summary["records_run"]
@@ -108,13 +120,21 @@ def test_json_says_what_the_ledger_says(summary, records):
 
 def test_page_shows_every_claim_and_loads_nothing(page, records):
     anchors = page.all_of("id")
-    rows = [attrs for tag, attrs in page.tags if tag == "tr" and "check" in (attrs.get("class") or "").split()]
+    rows = [
+        attrs
+        for tag, attrs in page.tags
+        if tag == "tr" and "check" in (attrs.get("class") or "").split()
+    ]
     assert len(rows) == records[-1]["records_run"]
     for record in records[1:-1]:
         assert f"claim-{record['id'].replace('.', '-')}" in anchors
         assert " ".join(record["statement"].split()) in page.text
     assert page.state() == "green"
-    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object", "embed", "base")]
+    assert not [
+        tag
+        for tag, _ in page.tags
+        if tag in ("script", "link", "iframe", "object", "embed", "base")
+    ]
     assert all(source.startswith("data:") for source in page.all_of("src"))
     assert all(target.startswith(("#", "data:")) for target in page.all_of("href"))
     assert not re.search(r"https?://|url\(|@import|srcset", page.source)
@@ -122,8 +142,12 @@ def test_page_shows_every_claim_and_loads_nothing(page, records):
 
 def test_output_names_every_claim_and_the_report(result, out):
     for id in IDS:
-        assert re.search(rf"^{re.escape(id)} ", result.stderr, re.MULTILINE), "one line as each claim is decided"
-        assert re.search(rf"^\W*{re.escape(id)}\W", result.stdout, re.MULTILINE), "one row of the table"
+        assert re.search(rf"^{re.escape(id)} ", result.stderr, re.MULTILINE), (
+            "one line as each claim is decided"
+        )
+        assert re.search(rf"^\W*{re.escape(id)}\W", result.stdout, re.MULTILINE), (
+            "one row of the table"
+        )
     assert f"{len(IDS)} claims, 0 not as expected" in result.stdout
     assert "1e-06" in result.stdout
     assert str(out / "reports" / "index.html") in result.stdout.replace("\n", "")
@@ -136,7 +160,9 @@ def test_a_second_run_is_appended(result, out, tmp_path):
     assert smoke("T14.b", "--out", tmp_path).exit_code == 0
     assert (tmp_path / "reports" / "ledger.jsonl").read_bytes().startswith(before)
     page = Page((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"))
-    assert [anchor for anchor in page.all_of("id") if anchor.startswith("claim-")] == ["claim-T14-b"]
+    assert [anchor for anchor in page.all_of("id") if anchor.startswith("claim-")] == [
+        "claim-T14-b"
+    ]
 
 
 def test_files_go_to_the_current_folder(tmp_path, monkeypatch):
@@ -183,7 +209,12 @@ def register():
     def of(*cases):
         for number, (decide, expected) in enumerate(cases, 1):
             claim(
-                f"X{number}", "Two is a number.", reason="", subject=two, mutants=[three], expected=Verdict(expected)
+                f"X{number}",
+                "Two is a number.",
+                reason="",
+                subject=two,
+                mutants=[three],
+                expected=Verdict(expected),
             )(decide)
         return [f"X{number}" for number in range(1, len(cases) + 1)]
 
@@ -193,7 +224,10 @@ def register():
 
 
 EXITS = {
-    "as expected": ([(value_is_two, "HOLDS"), (value_is_three, "REFUTED"), (undecided, "INCONCLUSIVE")], 0),
+    "as expected": (
+        [(value_is_two, "HOLDS"), (value_is_three, "REFUTED"), (undecided, "INCONCLUSIVE")],
+        0,
+    ),
     "refuted": ([(value_is_two, "HOLDS"), (value_is_three, "HOLDS")], 1),
     "holds after all": ([(value_is_two, "REFUTED")], 1),
     "decided after all": ([(value_is_two, "INCONCLUSIVE")], 1),
@@ -242,21 +276,51 @@ MISUSE = {
     "unknown claim": (["T99"], r"no claim 'T99'; the claims are E1, .*T2, "),
     "one unknown claim": (["T14.b", "T1.zz"], r"no claim 'T1.zz'"),
     "unknown profile": (["--profile", "huge"], r"profile is 'huge': choose from smoke, ci, full"),
-    "claim beyond the profile": (["T1.b"], r"the smoke profile cannot decide T1.b: pass a larger --profile"),
-    "out is a file": (["T14.b", "--out", "{}/file"], r"--out .*/file/reports/.*Not a directory; name another folder"),
-    "out in a file": (["T14.b", "--out", "{}/file/out"], r"--out .*/file/out.*Not a directory; name another folder"),
-    "out cannot be written": (["T14.b", "--out", "/proc/out"], r"--out /proc/out.*; name another folder"),
+    "claim beyond the profile": (
+        ["T1.b"],
+        r"the smoke profile cannot decide T1.b: pass a larger --profile",
+    ),
+    "out is a file": (
+        ["T14.b", "--out", "{}/file"],
+        r"--out .*/file/reports/.*Not a directory; name another folder",
+    ),
+    "out in a file": (
+        ["T14.b", "--out", "{}/file/out"],
+        r"--out .*/file/out.*Not a directory; name another folder",
+    ),
+    "out cannot be written": (
+        ["T14.b", "--out", "/proc/out"],
+        r"--out /proc/out.*; name another folder",
+    ),
     "the ledger is a folder": (
         ["T14.b", "--out", "{}/ledger taken"],
         r"ledger.jsonl: that is a folder; .*move the fol",
     ),
-    "the page is a folder": (["T14.b", "--out", "{}/page taken"], r"index.html: that is a folder; .*move the folder"),
-    "figures is a file": (["T14.b", "--out", "{}/figures taken"], r"--out .*/figures.*Not a directory"),
-    "json is a folder": (["T14.b", "--json", "{}/summary taken"], r"summary taken: that is a folder; name a file"),
+    "the page is a folder": (
+        ["T14.b", "--out", "{}/page taken"],
+        r"index.html: that is a folder; .*move the folder",
+    ),
+    "figures is a file": (
+        ["T14.b", "--out", "{}/figures taken"],
+        r"--out .*/figures.*Not a directory",
+    ),
+    "json is a folder": (
+        ["T14.b", "--json", "{}/summary taken"],
+        r"summary taken: that is a folder; name a file",
+    ),
     "json is the root": (["T14.b", "--json", "/"], r"--json /: that is a folder; name a file"),
-    "json cannot be written": (["T14.b", "--json", "/proc/x"], r"--json /proc/x: .*; name another folder"),
-    "no folder for json": (["T14.b", "--json", "{}/none/x.json"], r"none/x.json: the folder does not exist; create it"),
-    "json in a file": (["T14.b", "--json", "{}/file/x.json"], r"file/x.json: the folder does not exist"),
+    "json cannot be written": (
+        ["T14.b", "--json", "/proc/x"],
+        r"--json /proc/x: .*; name another folder",
+    ),
+    "no folder for json": (
+        ["T14.b", "--json", "{}/none/x.json"],
+        r"none/x.json: the folder does not exist; create it",
+    ),
+    "json in a file": (
+        ["T14.b", "--json", "{}/file/x.json"],
+        r"file/x.json: the folder does not exist",
+    ),
     "no workers": (["T14.b", "--workers", "-1"], r"Invalid value for '--workers'"),
     "no number": (["T14.b", "--seed", "x"], r"Invalid value for '--seed'"),
     "unknown option": (["T14.b", "--quick"], r"No such option.*--quick"),
@@ -293,7 +357,9 @@ def test_outputs_of_the_other_commands_are_tried_first(arguments, path, tmp_path
     monkeypatch.chdir(tmp_path)
     result = hesstheory_(*arguments, path)
     assert (result.exit_code, result.stdout) == (2, "")
-    assert re.search(rf"{arguments[-1]} {path}\S*: .*; (name another folder|create it first)", result.stderr)
+    assert re.search(
+        rf"{arguments[-1]} {path}\S*: .*; (name another folder|create it first)", result.stderr
+    )
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]], ids=str)
@@ -342,15 +408,25 @@ def test_help():
 
 def as_module(*arguments):
     """`python -m hesstheory` in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "NO_COLOR": "1",
+        "TERM": "dumb",
+        "COLUMNS": "200",
+    }
     environment.pop("FORCE_COLOR", None)
     return subprocess.run(
-        [sys.executable, "-m", "hesstheory", *arguments], env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "hesstheory", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["validate", "--help"], ["validate", "--quick"], ["nonsense"]], ids=str
+    "arguments",
+    [["--help"], ["validate", "--help"], ["validate", "--quick"], ["nonsense"]],
+    ids=str,
 )
 def test_module_is_the_same_door(arguments):
     """Up to the name of the program and the margins of the terminal."""

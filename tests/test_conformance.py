@@ -27,15 +27,23 @@ from hesstheory import (
     hessian,
 )
 from hesstheory.cli import app
-from hesstheory.conformance import CHECKS, IllegalAnswer, Misuse, exit_code, load, read_xfails, references, scoreboard
-from hesstheory.conformance.answers import as_estimator, read
-from hesstheory.conformance.correct import RIGHT
+from hesstheory.conformance.checks import CHECKS
+from hesstheory.conformance.contract import IllegalAnswer, Misuse, as_estimator, read
 from hesstheory.conformance.kill_matrix import kill_matrix, smallest_set
-from hesstheory.conformance.peers import PEERS, distribution_of
-from hesstheory.conformance.problems import certified, certify, grid, second_route
-from hesstheory.conformance.runs import mean_interval, satterthwaite, variance_ratio
-from hesstheory.conformance.suite import Course, signatures, suspects
-from hesstheory.mutants.black_boxes import WRONG
+from hesstheory.conformance.named import load
+from hesstheory.conformance.problems import certified, certify, grid, references, second_route
+from hesstheory.conformance.subjects.peers import PEERS, distribution_of
+from hesstheory.conformance.subjects.right import RIGHT
+from hesstheory.conformance.subjects.wrong import WRONG
+from hesstheory.conformance.suite import (
+    Course,
+    exit_code,
+    read_xfails,
+    scoreboard,
+    signatures,
+    suspects,
+)
+from hesstheory.evidence.intervals import mean_interval, satterthwaite, variance_ratio
 
 # Importing torch.func compiles something the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -48,7 +56,9 @@ def test_certified_values_agree_with_two_routes(name):
     reference = references()[name]
     problem = reference.build().double()
     first, second = hessian(problem).to_dense(), second_route(problem)
-    assert torch.allclose(first, second, rtol=0, atol=1e-14 * float(second.abs().max()) * problem.num_params**0.5)
+    assert torch.allclose(
+        first, second, rtol=0, atol=1e-14 * float(second.abs().max()) * problem.num_params**0.5
+    )
     for H in (first, second):
         for block, values in certify(H, problem).items():
             stored = certified()[name][block]
@@ -66,7 +76,9 @@ def test_the_variance_that_is_certified_is_measured(name, probe):
     q = LayerwiseTrace(4000, probe)(problem, torch.Generator().manual_seed(1)).samples
     for block in problem.index:
         predicted = reference.variance(block, probe)
-        assert q[block].var() == pytest.approx(predicted, rel=0.35, abs=1e-20)  # 4000 draws: 2.2 % for normal ones
+        assert q[block].var() == pytest.approx(
+            predicted, rel=0.35, abs=1e-20
+        )  # 4000 draws: 2.2 % for normal ones
 
 
 def test_what_the_problems_are_meant_to_have():
@@ -82,7 +94,9 @@ def test_what_the_problems_are_meant_to_have():
     layouts = references()["layouts"].problem
     assert {p.ndim for p in layouts.params.values()} == {0, 1, 2, 3}
     assert not all(p.is_contiguous() for p in layouts.params.values())
-    assert any(len(index) <= int(index.max() - index.min()) for index in layouts.index.values()), "interleaved"
+    assert any(len(index) <= int(index.max() - index.min()) for index in layouts.index.values()), (
+        "interleaved"
+    )
 
 
 def test_the_grid_is_the_same_everywhere():
@@ -96,10 +110,16 @@ def test_the_grid_is_the_same_everywhere():
 
 def test_intervals_cover_at_their_level():
     draws = np.random.default_rng(0).normal(size=(4000, 64))
-    misses = sum(not interval.low <= 0 <= interval.high for interval in (mean_interval(x, 0.05) for x in draws))
+    misses = sum(
+        not interval.low <= 0 <= interval.high
+        for interval in (mean_interval(x, 0.05) for x in draws)
+    )
     assert 140 <= misses <= 260  # 200 expected, standard deviation 14
     other = np.random.default_rng(1).normal(size=(4000, 64))
-    ratios = (variance_ratio((x.var(ddof=1), 63), (y.var(ddof=1), 63), 0.05) for x, y in zip(draws, other, strict=True))
+    ratios = (
+        variance_ratio((x.var(ddof=1), 63), (y.var(ddof=1), 63), 0.05)
+        for x, y in zip(draws, other, strict=True)
+    )
     misses = sum(not ratio.low <= 1 <= ratio.high for ratio in ratios)
     assert 140 <= misses <= 260
 
@@ -174,7 +194,9 @@ def test_names_that_are_no_estimator(name, message):
         load(name)
 
 
-@pytest.mark.parametrize("name", ["hesstheory:LayerwiseTrace", "hesstheory.estimators:BlockSeparatedTrace"])
+@pytest.mark.parametrize(
+    "name", ["hesstheory:LayerwiseTrace", "hesstheory.estimators:BlockSeparatedTrace"]
+)
 def test_the_estimators_of_the_library_are_wrapped(name):
     answer = load(name)(PROBLEM, num_probes=3, generator=torch.Generator().manual_seed(0))
     assert len(answer.samples) == 3
@@ -183,10 +205,14 @@ def test_the_estimators_of_the_library_are_wrapped(name):
 # --- right and wrong ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["signs_all_at_once", "total_only", "exact", "layerwise", "library_block_separated"])
+@pytest.mark.parametrize(
+    "name", ["signs_all_at_once", "total_only", "exact", "layerwise", "library_block_separated"]
+)
 def test_right_estimators_pass_the_smoke_profile(name):
     results = check_estimator(RIGHT[name], "smoke", seed=3)
-    assert exit_code(results) == 0, [(r.check, r.detail) for r in results if r.status not in ("passed", "skipped")]
+    assert exit_code(results) == 0, [
+        (r.check, r.detail) for r in results if r.status not in ("passed", "skipped")
+    ]
 
 
 def test_a_right_estimator_passes_all_checks():
@@ -206,12 +232,18 @@ def test_draws_from_few_values_may_repeat():
     def coordinates(problem, *, num_probes, generator):
         diagonal = hessian(problem).to_dense().diagonal()
         drawn = torch.randint(problem.num_params, (num_probes, 1), generator=generator)
-        forms = {b: len(diagonal) * (drawn == i).double() @ diagonal[i] for b, i in problem.index.items()}
+        forms = {
+            b: len(diagonal) * (drawn == i).double() @ diagonal[i] for b, i in problem.index.items()
+        }
         return Estimate(pd.DataFrame(forms), num_matvecs=num_probes)
 
-    results = check_estimator(coordinates, checks=["check_draws_differ", "check_other_state_other_answer"])
+    results = check_estimator(
+        coordinates, checks=["check_draws_differ", "check_other_state_other_answer"]
+    )
     assert {result.check: result.status for result in results}["check_draws_differ"] == "passed"
-    assert {result.check: result.status for result in results}["check_other_state_other_answer"] == "passed"
+    assert {result.check: result.status for result in results}[
+        "check_other_state_other_answer"
+    ] == "passed"
 
 
 def test_one_per_cent_is_found_with_its_interval_and_a_command():
@@ -226,7 +258,9 @@ def test_one_per_cent_is_found_with_its_interval_and_a_command():
 def _wrong_error(factor):
     def estimator(problem, *, num_probes, generator):
         found = LayerwiseTrace(num_probes)(problem, generator)
-        return {block: (found.value[block], factor * found.stderr[block]) for block in found.value.index}
+        return {
+            block: (found.value[block], factor * found.stderr[block]) for block in found.value.index
+        }
 
     return estimator
 
@@ -256,7 +290,11 @@ def test_suspects_are_ranked_by_likeness():
 
 @pytest.mark.parametrize(
     ("killed_by", "expected"),
-    [({"m": ["a"], "n": ["b"]}, ["a", "b"]), ({"m": ["a", "c"], "n": ["b", "c"]}, ["c"]), ({"m": []}, [])],
+    [
+        ({"m": ["a"], "n": ["b"]}, ["a", "b"]),
+        ({"m": ["a", "c"], "n": ["b", "c"]}, ["c"]),
+        ({"m": []}, []),
+    ],
 )
 def test_smallest_set_of_checks(killed_by, expected):
     assert smallest_set(killed_by) == expected
@@ -297,7 +335,9 @@ def test_an_estimator_that_kills_its_process_fails_when_isolated():
 
         os._exit(9)
 
-    (result,) = check_estimator(kills, checks=["check_answers_are_legal"], isolate=True, time_limit=20)
+    (result,) = check_estimator(
+        kills, checks=["check_answers_are_legal"], isolate=True, time_limit=20
+    )
     assert result.status == "failed"
     assert "exit code 9" in result.detail
 
@@ -330,7 +370,9 @@ def test_one_estimator_does_not_harm_the_next():
 
 def test_a_changed_default_dtype_is_noticed_and_put_back():
     before = torch.get_default_dtype()
-    (*_, result) = check_estimator(_sets_the_default_dtype, checks=["check_leaves_globals_untouched"])
+    (*_, result) = check_estimator(
+        _sets_the_default_dtype, checks=["check_leaves_globals_untouched"]
+    )
     assert result.status == "failed"
     assert "the default dtype" in result.detail
     assert torch.get_default_dtype() == before
@@ -360,7 +402,10 @@ def test_bad_expectations_are_refused(text, message, tmp_path):
 def test_expectations_are_read_in_all_forms(tmp_path):
     path = tmp_path / "xfails.toml"
     path.write_text('check_signs = "a"\n[check_unbiased]\nreason = "b"\nexpires = 2030-01-01\n')
-    assert read_xfails(path, datetime.date(2026, 1, 1)) == {"check_signs": "a", "check_unbiased": "b"}
+    assert read_xfails(path, datetime.date(2026, 1, 1)) == {
+        "check_signs": "a",
+        "check_unbiased": "b",
+    }
     path.write_text('[expected_failed_checks]\ncheck_signs = "a"\n')
     assert read_xfails(path) == {"check_signs": "a"}
 
@@ -448,7 +493,10 @@ def test_a_module_that_exits_is_misuse(tmp_path):
 
 def test_a_chosen_check_that_is_skipped_decides_nothing(estimators):
     result = _check(f"{estimators}:right", "--profile", "smoke", "--check", "check_stderr_size")
-    assert (result.exit_code, "belongs to the ci profile" in " ".join(result.output.split())) == (3, True)
+    assert (result.exit_code, "belongs to the ci profile" in " ".join(result.output.split())) == (
+        3,
+        True,
+    )
 
 
 def test_commands_can_be_pasted():
@@ -462,8 +510,19 @@ def test_a_time_limit_may_be_infinite():
 
 
 def test_too_noisy_to_tell_has_exit_code_three(estimators):
-    run = _check(f"{estimators}:right", "--profile", "ci", "--check", "check_stderr_size", "--time-limit", "0.1")
-    assert run.exit_code in (0, 3)  # no standard error is claimed: skipped beside passed prerequisites
+    run = _check(
+        f"{estimators}:right",
+        "--profile",
+        "ci",
+        "--check",
+        "check_stderr_size",
+        "--time-limit",
+        "0.1",
+    )
+    assert run.exit_code in (
+        0,
+        3,
+    )  # no standard error is claimed: skipped beside passed prerequisites
     noisy = Course(RIGHT["normals"], profile="full", num_probes=2, time_limit=0.2)
     assert noisy.result("check_answers_are_legal").status in ("passed", "inconclusive")
     assert exit_code([noisy.result("check_unbiased")]) == 3
@@ -487,7 +546,9 @@ def test_four_lines_of_pytest(estimators, tmp_path):
          "--hesstheory-profile=smoke", "-k", "signs or one_probe or stderr_size", "test_mine.py"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
-    assert "1 failed" in run.stdout, run.stdout + run.stderr  # right passes a check that is expected to fail
+    assert "1 failed" in run.stdout, (
+        run.stdout + run.stderr
+    )  # right passes a check that is expected to fail
     assert "1 xfailed" in run.stdout
     assert "2 passed" in run.stdout
     assert "remove the entry" in run.stdout
@@ -513,7 +574,12 @@ def test_the_configured_estimator_hands_probes_on():
 def test_every_peer_belongs_to_a_distribution():
     found = {name: distribution_of(name) for name in PEERS}
     assert found["curvlinops.xtrace"] == "curvlinops-for-pytorch"
-    assert set(found.values()) == {"pyhessian", "curvlinops-for-pytorch", "hessian-eigenthings", "skerch"}
+    assert set(found.values()) == {
+        "pyhessian",
+        "curvlinops-for-pytorch",
+        "hessian-eigenthings",
+        "skerch",
+    }
 
 
 def test_a_peer_that_is_not_known_is_refused():
@@ -522,7 +588,9 @@ def test_a_peer_that_is_not_known_is_refused():
     assert "pip install" in result.output or "the peers are pyhessian" in result.output
 
 
-@pytest.mark.parametrize("text", ['[nobody]\ncheck_unbiased = "why"', '[pyhessian]\ncheck_nothing = "why"'])
+@pytest.mark.parametrize(
+    "text", ['[nobody]\ncheck_unbiased = "why"', '[pyhessian]\ncheck_nothing = "why"']
+)
 def test_expectations_of_unknown_peers_are_refused(text, tmp_path):
     path = tmp_path / "peers.toml"
     path.write_text(text)
@@ -534,5 +602,7 @@ def test_expectations_of_unknown_peers_are_refused(text, tmp_path):
     "estimator", [ControlVariateTrace(), HutchPP(rank=3), XTrace()], ids=lambda e: type(e).__name__
 )
 def test_estimators_that_do_more_than_average_forms_are_right(estimator):
-    results = check_estimator(estimator, "smoke", checks=["check_answers_are_legal", "check_unbiased", "check_layouts"])
+    results = check_estimator(
+        estimator, "smoke", checks=["check_answers_are_legal", "check_unbiased", "check_layouts"]
+    )
     assert {result.status for result in results} <= {"passed", "skipped"}, results

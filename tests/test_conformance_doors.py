@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from hesstheory import LayerwiseTrace, check_estimator
 from hesstheory.cli import app
-from hesstheory.conformance import Misuse, exit_code, read_xfails
-from hesstheory.conformance.peers import PEERS
-from hesstheory.conformance.processes import Lost, forked
-from hesstheory.conformance.suite import Course, check_apart
+from hesstheory.conformance.contract import Misuse
+from hesstheory.conformance.isolation import Lost, forked
+from hesstheory.conformance.subjects.peers import PEERS
+from hesstheory.conformance.suite import Course, check_apart, exit_code, read_xfails
 
 # Importing torch.func compiles something the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
@@ -77,7 +77,10 @@ def _check(*arguments):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("Method.estimate", "method without its instance"), ("surplus", "needs temperature, which nobody passes")],
+    [
+        ("Method.estimate", "method without its instance"),
+        ("surplus", "needs temperature, which nobody passes"),
+    ],
 )
 def test_a_signature_that_does_not_fit_hears_what_is_surplus(name, message, mine):
     code, output = _check(f"{mine}:{name}")
@@ -97,7 +100,11 @@ def _local(kind):
     def local(problem, *, num_probes, generator):
         return LayerwiseTrace(num_probes)(problem, generator).value
 
-    return {"local": local, "lambda": lambda problem, *, num_probes, generator: 0.0, "instance": LayerwiseTrace()}[kind]
+    return {
+        "local": local,
+        "lambda": lambda problem, *, num_probes, generator: 0.0,
+        "instance": LayerwiseTrace(),
+    }[kind]
 
 
 def _module_level(problem, *, num_probes, generator):
@@ -121,7 +128,11 @@ def test_what_the_command_line_cannot_name_is_not_offered_to_it(kind):
     ids=["function", "peer", "name"],
 )
 def test_what_the_command_line_can_name_is_named_so(estimator, words):
-    assert shlex.split(Course(estimator).command)[: 2 + len(words)] == ["hesstheory", "check", *words]
+    assert shlex.split(Course(estimator).command)[: 2 + len(words)] == [
+        "hesstheory",
+        "check",
+        *words,
+    ]
 
 
 # --- misuse and expectations ----------------------------------------------------------------------------------------
@@ -145,15 +156,21 @@ def test_checks_have_short_names_everywhere(tmp_path):
     path.write_text('signs = "a"\ncheck_signs = "b"\n')
     with pytest.raises(Misuse, match="twice"):
         read_xfails(path)
-    (*_, result) = check_estimator(_module_level, checks=["one_probe"], expected_failed_checks={"one_probe": "why"})
+    (*_, result) = check_estimator(
+        _module_level, checks=["one_probe"], expected_failed_checks={"one_probe": "why"}
+    )
     assert (result.check, result.stale) == ("check_one_probe", True)
 
 
 def test_an_expectation_that_is_stale_does_not_make_an_estimator_wrong(mine, tmp_path):
     path = tmp_path / "xfails.toml"
     path.write_text('one_probe = "needs two"')
-    code, output = _check(f"{mine}:right", "--profile", "smoke", "--check", "one_probe", "--xfails", path)
-    assert (code, "does better than expected: remove check_one_probe" in output) == (1, True), output
+    code, output = _check(
+        f"{mine}:right", "--profile", "smoke", "--check", "one_probe", "--xfails", path
+    )
+    assert (code, "does better than expected: remove check_one_probe" in output) == (1, True), (
+        output
+    )
     assert "WRONG" not in output
 
 
@@ -182,7 +199,9 @@ def test_a_fork_answers_sends_refuses_and_gets_lost():
 
 
 def test_a_process_that_ends_fails_the_check_that_it_ended_in(mine):
-    results = check_apart(f"{mine}:late_exit", "smoke", checks=["one_probe", "same_state_same_answer"])
+    results = check_apart(
+        f"{mine}:late_exit", "smoke", checks=["one_probe", "same_state_same_answer"]
+    )
     found = {result.check: (result.status, result.detail) for result in results}
     assert found["check_answers_are_legal"][0] == "passed"
     assert found["check_one_probe"] == ("failed", "kills its process (exit code 7)")
@@ -192,12 +211,16 @@ def test_a_process_that_ends_fails_the_check_that_it_ended_in(mine):
 
 
 def test_code_that_swallows_everything_is_stopped_when_isolated(mine):
-    results = check_estimator(f"{mine}:stubborn", checks=["answers_are_legal"], time_limit=2, isolate=True)
+    results = check_estimator(
+        f"{mine}:stubborn", checks=["answers_are_legal"], time_limit=2, isolate=True
+    )
     assert [result.status for result in results] == ["failed"]
     assert "the process was killed" in results[0].detail
 
 
-@pytest.mark.parametrize(("signalled", "options"), [(os.killpg, []), (os.kill, ["--isolate"])], ids=["group", "one"])
+@pytest.mark.parametrize(
+    ("signalled", "options"), [(os.killpg, []), (os.kill, ["--isolate"])], ids=["group", "one"]
+)
 def test_ctrl_c_is_one_line(signalled, options, mine, tmp_path):
     command = [sys.executable, "-m", "hesstheory", "check", "mine.py:sleeps", *options]
     # A job in the background of a script ignores interrupts, and so would its children.
@@ -233,12 +256,15 @@ def test_pytest_can_isolate_and_names_the_test_to_run_again(mine, tmp_path):
     )  # fmt: skip
     assert "1 failed, 1 passed" in run.stdout, run.stdout + run.stderr
     assert "kills its process (exit code 7)" in run.stdout
-    assert "pytest 'test_mine.py::test_estimator[late_exit-check_one_probe]' --hesstheory-seed=4" in run.stdout
+    assert (
+        "pytest 'test_mine.py::test_estimator[late_exit-check_one_probe]' --hesstheory-seed=4"
+        in run.stdout
+    )
 
 
 def test_slow_work_is_no_hang_but_rest_is(monkeypatch):
     """On a machine that gives a process half of its time, a call may take twice as long."""
-    from hesstheory.conformance import processes
+    from hesstheory.conformance import isolation as processes
 
     clock = time.process_time
     monkeypatch.setattr(processes.time, "process_time", lambda: clock() / 2)

@@ -8,12 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from hesstheory import hessian, residual, zoo
-from hesstheory.convolution import BilinearLayers
+from hesstheory.autograd.layers import BilinearLayers
 
 LAYERS = {
     "plain": (nn.Conv2d(2, 3, 3), (5, 2, 6, 7)),
     "stride, padding": (nn.Conv2d(2, 3, 3, stride=2, padding=1), (5, 2, 6, 7)),
-    "unequal options": (nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)), (5, 2, 8, 7)),
+    "unequal options": (
+        nn.Conv2d(2, 3, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
+        (5, 2, 8, 7),
+    ),
     "groups": (nn.Conv2d(4, 6, 3, groups=2, bias=False), (5, 4, 6, 6)),
     "one dimension": (nn.Conv1d(2, 3, 3, dilation=2), (5, 2, 9)),
     "three dimensions": (nn.Conv3d(1, 2, 2, padding=1), (3, 1, 4, 3, 4)),
@@ -82,7 +85,9 @@ def test_a_batch_norm_has_the_digits_of_pytorchs(generator):
 
 
 @pytest.mark.parametrize(
-    "module", [nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False).eval()], ids=["train mode", "no weight"]
+    "module",
+    [nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False).eval()],
+    ids=["train mode", "no weight"],
 )
 def test_a_batch_norm_that_it_does_not_cover_stays_pytorchs(module, generator):
     x = torch.randn(2, 3, 4, 4, generator=generator).requires_grad_()
@@ -101,7 +106,10 @@ def test_a_batch_norm_that_it_does_not_cover_stays_pytorchs(module, generator):
     ids=["padding in words", "one image without a batch", "by keyword", "complex"],
 )
 def test_what_it_does_not_cover_stays_pytorchs(call, generator):
-    x, w = torch.randn(2, 3, 5, 5, generator=generator), torch.randn(4, 3, 3, 3, generator=generator).requires_grad_()
+    x, w = (
+        torch.randn(2, 3, 5, 5, generator=generator),
+        torch.randn(4, 3, 3, 3, generator=generator).requires_grad_(),
+    )
     with BilinearLayers():
         found = call(x, w)
     assert "_Output" not in type(found.grad_fn).__name__
@@ -109,7 +117,10 @@ def test_what_it_does_not_cover_stays_pytorchs(call, generator):
 
 
 def test_under_autocast_the_convolution_stays_in_low_precision(generator):
-    x, w = torch.randn(2, 3, 5, 5, generator=generator).float(), torch.randn(4, 3, 3, 3, generator=generator).float()
+    x, w = (
+        torch.randn(2, 3, 5, 5, generator=generator).float(),
+        torch.randn(4, 3, 3, 3, generator=generator).float(),
+    )
     with torch.autocast("cpu", dtype=torch.bfloat16), BilinearLayers():
         assert F.conv2d(x, w.requires_grad_()).dtype == torch.bfloat16
 
@@ -117,7 +128,9 @@ def test_under_autocast_the_convolution_stays_in_low_precision(generator):
 @pytest.mark.parametrize("matrix", [hessian, residual])
 def test_a_large_network_is_multiplied_as_a_small_one(matrix, generator, monkeypatch):
     images = zoo.images("digits", num_samples=2, dtype=torch.float64)
-    problem = zoo.full_scale_problem("resnet18", images, batch_size=2, width=16, generator=generator)
+    problem = zoo.full_scale_problem(
+        "resnet18", images, batch_size=2, width=16, generator=generator
+    )
     v = torch.randn(problem.num_params, generator=generator)
     entered = []
     monkeypatch.setattr(BilinearLayers, "__enter__", _noting(BilinearLayers.__enter__, entered))

@@ -14,14 +14,25 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import hesstheory.curvature
-from hesstheory import Curvature, Partition, Problem, ggn, hessian, per_sample_hessians, unrolled_hessian, zoo
-from hesstheory.curvature import keep_freed_memory
+from hesstheory import (
+    Curvature,
+    Partition,
+    Problem,
+    ggn,
+    hessian,
+    per_sample_hessians,
+    unrolled_hessian,
+    zoo,
+)
+from hesstheory.run.memory import keep_freed_memory
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what curvlinops imports
     from curvlinops import GGNLinearOperator, HessianLinearOperator
 
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch.func calls it itself
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.torch.jit.script. is deprecated"
+)  # torch.func calls it itself
 TOLERANCE = 1e-12  # relative, in the Frobenius norm: the mark of the specification
 OPERATORS = {hessian: HessianLinearOperator, ggn: GGNLinearOperator}
 MATRICES = pytest.mark.parametrize("matrix", OPERATORS, ids=lambda matrix: matrix.__name__)
@@ -49,7 +60,10 @@ def flat_parameters(problem):
 def named(problem, flat):
     """The flat vector cut into the tensors of a problem."""
     pieces = flat.split([p.numel() for p in problem.params.values()])
-    return {name: piece.view_as(p) for (name, p), piece in zip(problem.params.items(), pieces, strict=True)}
+    return {
+        name: piece.view_as(p)
+        for (name, p), piece in zip(problem.params.items(), pieces, strict=True)
+    }
 
 
 def all_samples(problem):
@@ -75,7 +89,9 @@ def second_route(problem, matrix):
         return torch.func.hessian(risk_of(problem))(flat)
     outputs = outputs_of(problem, flat).detach()
     J = torch.func.jacrev(partial(outputs_of, problem))(flat).flatten(0, -2)
-    M = torch.func.hessian(lambda out: problem.loss_fn(out.view_as(outputs), targets))(outputs.flatten())
+    M = torch.func.hessian(lambda out: problem.loss_fn(out.view_as(outputs), targets))(
+        outputs.flatten()
+    )
     return J.mT @ M @ J
 
 
@@ -136,8 +152,12 @@ def test_hessians_agree_with_reverse_over_reverse_and_finite_differences(network
     )
     assert relative_error(H, torch.func.jacrev(gradient)(flat)) <= TOLERANCE
     shifts = step * torch.eye(len(flat))
-    differences = torch.func.vmap(gradient)(flat + shifts) - torch.func.vmap(gradient)(flat - shifts)
-    assert relative_error(H, differences / (2 * step)) <= 1e-6  # step² and eps/step, times what the net is made of
+    differences = torch.func.vmap(gradient)(flat + shifts) - torch.func.vmap(gradient)(
+        flat - shifts
+    )
+    assert (
+        relative_error(H, differences / (2 * step)) <= 1e-6
+    )  # step² and eps/step, times what the net is made of
 
 
 # P is 2,790 to 10,015: products with a few columns, and slices of the dense matrices.
@@ -153,12 +173,16 @@ def test_products_of_larger_networks_agree_with_torch_func_and_curvlinops(networ
 def columns_by_torch_func(problem, matrix, V):
     flat, targets = flat_parameters(problem), all_samples(problem)[1]
     if matrix is hessian:
-        gradient = torch.func.grad(lambda theta: problem.loss_fn(outputs_of(problem, theta), targets))
+        gradient = torch.func.grad(
+            lambda theta: problem.loss_fn(outputs_of(problem, theta), targets)
+        )
         return torch.stack([torch.func.jvp(gradient, (flat,), (v,))[1] for v in V.mT], dim=1)
     outputs, pull = torch.func.vjp(partial(outputs_of, problem), flat)
     slope = torch.func.grad(lambda out: problem.loss_fn(out, targets))
     pushed = [torch.func.jvp(partial(outputs_of, problem), (flat,), (v,))[1] for v in V.mT]
-    return torch.stack([pull(torch.func.jvp(slope, (outputs,), (Jv,))[1])[0] for Jv in pushed], dim=1)
+    return torch.stack(
+        [pull(torch.func.jvp(slope, (outputs,), (Jv,))[1])[0] for Jv in pushed], dim=1
+    )
 
 
 @MATRICES
@@ -175,7 +199,9 @@ def test_hessian_of_train_mode_batch_norm_is_the_mean_of_its_batches():
     buffers = {name: b.clone() for name, b in problem.model.named_buffers()}
 
     def loss(inputs, targets, theta):
-        return problem.loss_fn(functional_call(problem.model, {**named(problem, theta), **buffers}, inputs), targets)
+        return problem.loss_fn(
+            functional_call(problem.model, {**named(problem, theta), **buffers}, inputs), targets
+        )
 
     expected = sum(
         weight * torch.autograd.functional.hessian(partial(loss, *batch), flat)
@@ -210,14 +236,23 @@ def test_products_blocks_and_norms_are_those_of_the_dense_matrix(network, matrix
     assert relative_error(dense, dense.mT) <= TOLERANCE
     norms, traces = C.block_norms(), C.trace_by_block()
     assert isinstance(norms, pd.DataFrame)
-    assert list(norms.index) == list(norms.columns) == list(traces.index) == list(problem.partition.blocks)
+    assert (
+        list(norms.index)
+        == list(norms.columns)
+        == list(traces.index)
+        == list(problem.partition.blocks)
+    )
     for l, rows in problem.index.items():
         assert traces[l] == pytest.approx(float(dense[rows][:, rows].trace()), rel=1e-10)
         for m, others in problem.index.items():
             expected = dense[rows][:, others]
             assert float((C.block(l, m) - expected).norm()) <= TOLERANCE * float(dense.norm())
-            assert norms.loc[l, m] == pytest.approx(float(expected.norm()), rel=1e-10, abs=1e-12 * float(dense.norm()))
-    forms = torch.stack([(V[rows] * (dense @ V)[rows]).sum(0) for rows in problem.index.values()], dim=1)
+            assert norms.loc[l, m] == pytest.approx(
+                float(expected.norm()), rel=1e-10, abs=1e-12 * float(dense.norm())
+            )
+    forms = torch.stack(
+        [(V[rows] * (dense @ V)[rows]).sum(0) for rows in problem.index.values()], dim=1
+    )
     assert relative_error(C.quadratic_forms(V), forms) <= TOLERANCE
 
 
@@ -235,7 +270,9 @@ def test_matrices_add_and_subtract(network):
 def test_zero_residual_leaves_the_gauss_newton_matrix():
     """Targets that the net meets exactly: H = G under the squared error."""
     seen = problem_of("autoencoder")
-    batches = [(inputs, seen.outputs((inputs, targets)).detach()) for inputs, targets in seen.batches]
+    batches = [
+        (inputs, seen.outputs((inputs, targets)).detach()) for inputs, targets in seen.batches
+    ]
     problem = Problem(seen.model, F.mse_loss, batches)
     H, G = hessian(problem).to_dense(), ggn(problem).to_dense()
     assert relative_error(H, G) <= TOLERANCE
@@ -248,7 +285,10 @@ def test_zero_residual_leaves_the_gauss_newton_matrix():
 def test_the_cut_into_batches_does_not_matter(network, sizes, matrix):
     problem = problem_of(network)
     batches = list(zip(*(part.split(sizes) for part in all_samples(problem)), strict=True))
-    assert relative_error(matrix(problem.with_batches(batches)).to_dense(), matrix(problem).to_dense()) <= TOLERANCE
+    assert (
+        relative_error(matrix(problem.with_batches(batches)).to_dense(), matrix(problem).to_dense())
+        <= TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("network", ["tiny_mlp", "cnn", "autoencoder"])
@@ -272,13 +312,20 @@ def test_exact_results_are_float64_whatever_the_model(network, matrix):
     assert relative_error(dense, exact) == 0
     assert relative_error(dense, matrix(double).to_dense()) <= 1e-5
     block = exact[single.index[names[0]]][:, single.index[names[-1]]]
-    assert float((matrix(single).block(names[0], names[-1]) - block).norm()) <= TOLERANCE * float(exact.norm())
+    assert float((matrix(single).block(names[0], names[-1]) - block).norm()) <= TOLERANCE * float(
+        exact.norm()
+    )
     assert (matrix(single).block_norms().dtypes == "float64").all()
     assert single.dtype is torch.float32
     products = matrix(single) @ torch.ones(single.num_params, 2, dtype=torch.float32)
     assert products.dtype is torch.float32
-    torch.testing.assert_close(products.double(), exact.sum(1, keepdim=True).expand(-1, 2), rtol=1e-3, atol=1e-4)
-    assert matrix(single).quadratic_forms(torch.ones(single.num_params, 2, dtype=torch.float32)).dtype is torch.float64
+    torch.testing.assert_close(
+        products.double(), exact.sum(1, keepdim=True).expand(-1, 2), rtol=1e-3, atol=1e-4
+    )
+    assert (
+        matrix(single).quadratic_forms(torch.ones(single.num_params, 2, dtype=torch.float32)).dtype
+        is torch.float64
+    )
     assert per_sample_hessians(single).dtype is torch.float64
     assert unrolled_hessian(single, next(iter(single.params))).dtype is torch.float64
 
@@ -304,13 +351,19 @@ def test_the_layout_of_the_vectors_does_not_matter(layout, matrix):
     products = matrix(problem) @ V
     assert products.shape == V.shape
     assert not products.requires_grad
-    torch.testing.assert_close(products, matrix(problem).to_dense() @ V.detach(), rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close(
+        products, matrix(problem).to_dense() @ V.detach(), rtol=1e-11, atol=1e-13
+    )
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 83 * 5, 83 * 64])
 def test_the_size_of_a_chunk_does_not_matter(chunk_elements, monkeypatch):
     problem, V = problem_of("tanh_mlp"), columns(problem_of("tanh_mlp"), 13)
-    H, expected, forms = hessian(problem), hessian(problem).to_dense(), hessian(problem).quadratic_forms(V)
+    H, expected, forms = (
+        hessian(problem),
+        hessian(problem).to_dense(),
+        hessian(problem).quadratic_forms(V),
+    )
     monkeypatch.setattr(hesstheory.curvature, "_CHUNK_ELEMENTS", chunk_elements)
     monkeypatch.setattr(hesstheory.curvature, "_MAX_CHUNK", 60)  # below P: the symmetric route
     assert relative_error(H.to_dense(), expected) <= TOLERANCE
@@ -369,7 +422,9 @@ class Unrolled(nn.Module):
 
 def test_a_number_of_uses_that_changes_with_the_batch_is_refused(build):
     batches = [(torch.ones(2, steps, 2), torch.zeros(2, 2)) for steps in (2, 3)]
-    with pytest.raises(ValueError, match="used 2 times in one batch and 3 times in another: unroll them one by one"):
+    with pytest.raises(
+        ValueError, match="used 2 times in one batch and 3 times in another: unroll them one by one"
+    ):
         unrolled_hessian(Problem(build(Unrolled), F.mse_loss, batches), "layer.weight")
 
 
@@ -467,7 +522,11 @@ def test_a_model_that_is_linear_in_its_parameters_has_no_residual(build):
 
 
 def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature(build):
-    problem = Problem(build(lambda: nn.Linear(3, 2)), lambda out, _: out.mean(), [(torch.ones(4, 3), torch.zeros(4))])
+    problem = Problem(
+        build(lambda: nn.Linear(3, 2)),
+        lambda out, _: out.mean(),
+        [(torch.ones(4, 3), torch.zeros(4))],
+    )
     for matrix in OPERATORS:
         assert matrix(problem).to_dense().count_nonzero() == 0
         assert (matrix(problem) @ torch.ones(8)).count_nonzero() == 0
@@ -481,7 +540,10 @@ VECTORS = {
     "rows and columns swapped": (lambda P: torch.ones(3, P), "of 12 rows, one per parameter"),
     "three axes": (lambda P: torch.ones(P, 2, 2), "of 12 rows, one per parameter"),
     "no tensor": (lambda P: [1.0] * P, "got list"),
-    "float32": (lambda P: torch.ones(P, dtype=torch.float32), r"float32 on cpu, the model torch.float64.*use \.to"),
+    "float32": (
+        lambda P: torch.ones(P, dtype=torch.float32),
+        r"float32 on cpu, the model torch.float64.*use \.to",
+    ),
     "integers": (lambda P: torch.ones(P, dtype=torch.int64), r"use \.to"),
 }
 
@@ -522,7 +584,10 @@ UNDEFINED = {
 @pytest.mark.parametrize("look", UNDEFINED.values(), ids=UNDEFINED)
 def test_a_hessian_that_is_not_finite_is_refused(look):
     problem = Problem(AtZero(), F.mse_loss, [(torch.ones(4), torch.zeros(4))])
-    with pytest.raises(ValueError, match=r"not finite although the loss is.*\(sqrt or norm at 0.*use a smooth variant"):
+    with pytest.raises(
+        ValueError,
+        match=r"not finite although the loss is.*\(sqrt or norm at 0.*use a smooth variant",
+    ):
         look(hessian(problem))
 
 
@@ -538,7 +603,9 @@ TOO_LARGE = {
 @pytest.mark.parametrize(("look", "needed"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_a_matrix_too_large_to_hold_is_refused_with_the_bytes(look, needed, monkeypatch):
     monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 1000)
-    with pytest.raises(MemoryError, match=r"needs [\d,]+ bytes and 1,000 are free: use products") as refusal:
+    with pytest.raises(
+        MemoryError, match=r"needs [\d,]+ bytes and 1,000 are free: use products"
+    ) as refusal:
         look(problem_of("tanh_mlp"))
     said = int(str(refusal.value).split("needs ")[1].split(" bytes")[0].replace(",", ""))
     assert needed <= said <= 1.1 * needed + 1000
@@ -563,7 +630,9 @@ def test_a_gauss_newton_matrix_of_several_outputs_is_refused(build):
     batches = [(torch.ones(4, 3), torch.zeros(4, 2))]
     problem = Problem(build(Pair), lambda out, y: F.mse_loss(out[0], y), batches)
     assert hessian(problem).to_dense().isfinite().all()
-    with pytest.raises(TypeError, match="returns tuple: wrap the model so that it returns its logits"):
+    with pytest.raises(
+        TypeError, match="returns tuple: wrap the model so that it returns its logits"
+    ):
         ggn(problem).to_dense()
 
 
@@ -577,7 +646,9 @@ def test_columns_that_do_not_fit_are_refused_with_how_many_do(generator, monkeyp
     problem = zoo.problem("tiny_relu", generator)
     monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 50 * problem.num_params)
     V = torch.ones(problem.num_params, 4)
-    with pytest.raises(MemoryError, match=r"4 columns of a product need [0-9,]+ bytes with all copies .*: 3 fit"):
+    with pytest.raises(
+        MemoryError, match=r"4 columns of a product need [0-9,]+ bytes with all copies .*: 3 fit"
+    ):
         hessian(problem) @ V
     assert (hessian(problem) @ V[:, :3]).shape == (problem.num_params, 3)
 
@@ -590,9 +661,13 @@ def test_columns_that_do_not_fit_are_refused_with_how_many_do(generator, monkeyp
         ({}, lambda **functions: object(), []),  # another C library
     ],
 )
-def test_freed_memory_is_kept_where_the_user_says_nothing_else(environment, library, asked, monkeypatch):
+def test_freed_memory_is_kept_where_the_user_says_nothing_else(
+    environment, library, asked, monkeypatch
+):
     found = []
     monkeypatch.setattr(os, "environ", environment)
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: library(mallopt=lambda *arguments: found.append(arguments)))
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name: library(mallopt=lambda *arguments: found.append(arguments))
+    )
     keep_freed_memory.__wrapped__()
     assert found == asked

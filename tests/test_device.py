@@ -20,28 +20,37 @@ from torch import nn
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from hesstheory import convolution, curvature, dual, estimators, logit_space, zoo
-from hesstheory.advice import rank_layers, recommend
+from hesstheory import estimators, zoo
+from hesstheory.autograd import graph
+from hesstheory.autograd import layers as convolution
+from hesstheory.autograd.graph import NotTwiceDifferentiable
 from hesstheory.cli import app
-from hesstheory.curvature import free_memory, ggn, hessian, residual, unrolled_hessian
-from hesstheory.dual import dual_gram, sketched_norms
-from hesstheory.estimators import (
-    BlockSeparatedTrace,
+from hesstheory.curvature.matrix import ggn, hessian, residual
+from hesstheory.curvature.uses import unrolled_hessian
+from hesstheory.estimators.advice import rank_layers, recommend
+from hesstheory.estimators.deflated import HutchPP, XTrace
+from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
+from hesstheory.estimators.probes import (
     Gaussian,
     HadamardColumns,
-    HutchPP,
-    LayerwiseTrace,
     Rademacher,
     SparseSigns,
     Sphere,
     Uniform,
-    XTrace,
 )
-from hesstheory.execution import Ranks, device_named, full_precision, seconds_of
-from hesstheory.harness import Settings, doctor, run, stages
-from hesstheory.harness.subject import built
-from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, exact_traces
-from hesstheory.problem import NotTwiceDifferentiable, Problem
+from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.harness import doctor, stages
+from hesstheory.harness.course import run
+from hesstheory.harness.subject import Settings, built
+from hesstheory.outputs import gram
+from hesstheory.outputs.gram import dual_gram
+from hesstheory.outputs.sketches import sketched_norms
+from hesstheory.outputs.traces import exact_traces
+from hesstheory.problem.risk import Problem
+from hesstheory.run.clock import seconds_of
+from hesstheory.run.memory import free_memory
+from hesstheory.run.precision import full_precision
+from hesstheory.run.ranks import Ranks, device_named
 
 TINY = Settings(model="vgg11", batch=4, probes=4, width=1, dtype="float64", device="cuda")
 
@@ -82,21 +91,33 @@ PLANTED = {
     "added by index": (lambda x, c: x.index_add(0, torch.tensor([0, 1, 2]), x), MIXED),
     "written into the CPU": (lambda x, c: c.add_(x), MIXED),
     "number written into the CPU": (lambda x, c: c.sum().add_(x.sum()), MIXED),
-    "index of the device": (lambda x, c: c[torch.zeros(1, dtype=torch.long, device=x.device)], "indices should be"),
+    "index of the device": (
+        lambda x, c: c[torch.zeros(1, dtype=torch.long, device=x.device)],
+        "indices should be",
+    ),
     "assigned by index": (lambda x, c: x.index_put_((torch.tensor([0]),), c[:1]), MIXED),
     "model on the CPU": (lambda x, c: F.linear(x, c.requires_grad_()), MIXED),
     "targets on the CPU": (lambda x, c: F.cross_entropy(x, torch.tensor([0, 1, 2])), MIXED),
     "slope of the CPU": (lambda x, c: torch.autograd.grad(x.requires_grad_() ** 2, x, c), MIXED),
-    "in a backward pass": (lambda x, c: torch.autograd.grad(_Careless.apply(x.requires_grad_()).sum(), x), MIXED),
+    "in a backward pass": (
+        lambda x, c: torch.autograd.grad(_Careless.apply(x.requires_grad_()).sum(), x),
+        MIXED,
+    ),
     "batched": (lambda x, c: torch.func.vmap(lambda row: row * c[0])(x), MIXED),
     "numpy": (lambda x, c: x.numpy(), NUMPY),
     "numpy by itself": (lambda x, c: np.asarray(x), NUMPY),
     "numpy function": (lambda x, c: np.sqrt(x), NUMPY),
-    "generator of the CPU": (lambda x, c: torch.randn(2, device="cuda", generator=torch.Generator()), STREAM),
+    "generator of the CPU": (
+        lambda x, c: torch.randn(2, device="cuda", generator=torch.Generator()),
+        STREAM,
+    ),
     "in place": (lambda x, c: x.normal_(generator=torch.Generator()), STREAM),
     "order": (lambda x, c: torch.randperm(3, device=x.device, generator=torch.Generator()), STREAM),
     "generator of the device": (lambda x, c: torch.randn(2, generator=Generator()), STREAM),
-    "event before its end": (lambda x, c: _events()[0].elapsed_time(_events()[1]), "must be completed"),
+    "event before its end": (
+        lambda x, c: _events()[0].elapsed_time(_events()[1]),
+        "must be completed",
+    ),
 }
 
 
@@ -133,7 +154,9 @@ ALLOWED = {
     "copied": lambda x, c: x.clone().copy_(c),
     "back": lambda x, c: c.clone().copy_(x),
     "assigned": lambda x, c: _assigned(x.clone(), c),
-    "made there": lambda x, c: torch.tensor([1.0, 2.0], device=x.device) + x.new_zeros(2) + torch.ones_like(x)[0, :2],
+    "made there": lambda x, c: (
+        torch.tensor([1.0, 2.0], device=x.device) + x.new_zeros(2) + torch.ones_like(x)[0, :2]
+    ),
     "moved": lambda x, c: x + torch.ones(3).to(x.device) + torch.ones(3, dtype=torch.long).to(x),
     "second derivatives": lambda x, c: torch.autograd.functional.hessian(lambda v: (v**3).sum(), x),
     "batched": lambda x, c: torch.func.vmap(lambda row: row.exp().sum())(x),
@@ -157,7 +180,12 @@ def test_tensors_are_made_there_and_move(device):
     with torch.device("cuda"):
         made = [torch.zeros(2), torch.randn(2, generator=Generator())]
     there = torch.zeros(2, device="cuda")
-    made += [there, torch.tensor([0.0, 1.0], device="cuda:0"), torch.zeros(2).to("cuda"), torch.zeros(2).cuda()]
+    made += [
+        there,
+        torch.tensor([0.0, 1.0], device="cuda:0"),
+        torch.zeros(2).to("cuda"),
+        torch.zeros(2).cuda(),
+    ]
     assert {x.device for x in made} == {device}
     assert all(x.is_cuda for x in made)
     assert there.to(device) is there
@@ -187,7 +215,7 @@ def test_tf32_rounds_where_it_is_allowed(device):
 
 
 FAULTY_LIBRARY = {
-    "rows": (dual.DualGram, "_rows_of_samples", lambda self: torch.tensor(self.sample_of_row)),
+    "rows": (gram.DualGram, "_rows_of_samples", lambda self: torch.tensor(self.sample_of_row)),
     "cosines": (logit_space, "generic", lambda like: torch.ones(like.shape)),
     "labels": (estimators, "_labelled", lambda samples, problem: pd.DataFrame(samples.numpy())),
 }
@@ -198,7 +226,10 @@ def test_a_fault_of_the_library_is_found(owner, name, fault, faulty, monkeypatch
     problem = network(faulty)
     monkeypatch.setattr(owner, name, fault)
     with pytest.raises((RuntimeError, TypeError), match=f"{MIXED}|{NUMPY}"):
-        [WORK[work](problem, torch.Generator().manual_seed(0)) for work in ("dual Gram", "exact", "one product")]
+        [
+            WORK[work](problem, torch.Generator().manual_seed(0))
+            for work in ("dual Gram", "exact", "one product")
+        ]
     assert pretend_cuda.faults
 
 
@@ -215,13 +246,21 @@ def network(device):
     )  # fmt: skip
     inputs, targets = torch.randn(5, 2, 4, 4, generator=generator), torch.tensor([0, 1, 2, 0, 1])
     zoo.initial.initialise(model, inputs, generator)
-    batches = [(inputs[part].to(device), targets[part].to(device)) for part in (slice(3), slice(3, 5))]
+    batches = [
+        (inputs[part].to(device), targets[part].to(device)) for part in (slice(3), slice(3, 5))
+    ]
     return Problem(model.eval().to(device), F.cross_entropy, batches)
 
 
 def _of_dual(problem, generator):
     gram = dual_gram(problem, Rademacher().signs(problem.num_params, 3, generator), budget=50_000)
-    parts = (gram.sample_traces, gram.norms2, gram.diagonal_norms2, gram.forms(), gram.squared_product_norms())
+    parts = (
+        gram.sample_traces,
+        gram.norms2,
+        gram.diagonal_norms2,
+        gram.forms(),
+        gram.squared_product_norms(),
+    )
     return torch.cat([part.flatten() for part in (*parts, *gram.of_samples())])
 
 
@@ -249,11 +288,17 @@ WORK = {
     "logit probes": lambda p, g: LogitProbeTrace(3)(p, g).samples,
     "logit probes, of sums": lambda p, g: LogitProbeTrace(3, per_sample=False)(p, g).samples,
     "control variates": lambda p, g: ControlVariateTrace(3)(p, g).samples,
-    "control variates, separated": lambda p, g: ControlVariateTrace(3, separated=True)(p, g).samples,
+    "control variates, separated": lambda p, g: (
+        ControlVariateTrace(3, separated=True)(p, g).samples
+    ),
     "control variates, estimated": lambda p, g: ControlVariateTrace(3, exact=False)(p, g).samples,
     "ranking": lambda p, g: rank_layers(p).table,
-    "ranking, estimated": lambda p, g: rank_layers(p, generator=g, estimator=LayerwiseTrace(8)).table,
-    "plan": lambda p, g: next(plan for plan in recommend(p, 0.5, 0.9, g).plans if plan.is_exact)(p, g),
+    "ranking, estimated": lambda p, g: (
+        rank_layers(p, generator=g, estimator=LayerwiseTrace(8)).table
+    ),
+    "plan": lambda p, g: next(plan for plan in recommend(p, 0.5, 0.9, g).plans if plan.is_exact)(
+        p, g
+    ),
 }
 
 
@@ -266,7 +311,9 @@ def _on_the_cpu(work):
     return _array(WORK[work](network("cpu"), torch.Generator().manual_seed(3)))
 
 
-@pytest.mark.parametrize("make", [torch.Generator, Generator], ids=["generator of the CPU", "of the device"])
+@pytest.mark.parametrize(
+    "make", [torch.Generator, Generator], ids=["generator of the CPU", "of the device"]
+)
 @pytest.mark.parametrize("work", WORK)
 def test_the_numbers_are_those_of_the_cpu(work, make, device):
     found = _array(WORK[work](network(device), make().manual_seed(3)))
@@ -275,7 +322,9 @@ def test_the_numbers_are_those_of_the_cpu(work, make, device):
 
 def test_float32_is_certified_in_float64(device):
     problem = network(device)
-    single = Problem(problem.model.float(), F.cross_entropy, [(x.float(), y) for x, y in problem.batches])
+    single = Problem(
+        problem.model.float(), F.cross_entropy, [(x.float(), y) for x, y in problem.batches]
+    )
     assert hessian(single).to_dense().device == device
     assert hessian(single).to_dense().dtype == torch.float64
 
@@ -286,7 +335,9 @@ def test_convolutions_of_large_networks(device, monkeypatch):
     monkeypatch.setattr(convolution, "Tensor", OnDevice)  # they are for tensors of no other class
     used = []
     right = convolution._convolution
-    monkeypatch.setattr(convolution, "_convolution", lambda *a, **k: used.append(1) or right(*a, **k))
+    monkeypatch.setattr(
+        convolution, "_convolution", lambda *a, **k: used.append(1) or right(*a, **k)
+    )
     torch.testing.assert_close(hessian(network(device)).to_dense().cpu(), expected)
     assert used
 
@@ -303,7 +354,10 @@ def test_what_pytorch_keeps_is_free_memory(device):
     ],
 )
 def test_recurrent_layers_of_cudnn_have_a_cure(refusal):
-    with pytest.raises(NotTwiceDifferentiable, match=r"cudnn\.flags\(enabled=False\)"), curvature.second_derivatives():
+    with (
+        pytest.raises(NotTwiceDifferentiable, match=r"cudnn\.flags\(enabled=False\)"),
+        graph.second_derivatives(),
+    ):
         raise RuntimeError(refusal)
 
 
@@ -371,12 +425,25 @@ def same(left, right, tolerance):
     assert left.keys() == right.keys()
     for layer, values in left.items():
         for name in values.keys() - {"k_cost_optimal"}:
-            assert values[name] == pytest.approx(right[layer][name], rel=tolerance, abs=tolerance), (layer, name)
+            assert values[name] == pytest.approx(
+                right[layer][name], rel=tolerance, abs=tolerance
+            ), (layer, name)
 
 
 @pytest.mark.slow
 def test_the_harness_finds_what_it_finds_on_the_cpu(device, tmp_path):
-    arguments = ["--device", "cuda", "--width", "2", "--batch", "4", "--probes", "3", "--out", str(tmp_path / "cuda")]
+    arguments = [
+        "--device",
+        "cuda",
+        "--width",
+        "2",
+        "--batch",
+        "4",
+        "--probes",
+        "3",
+        "--out",
+        str(tmp_path / "cuda"),
+    ]
     result = CliRunner().invoke(app, ["harness", *arguments])
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "cuda" / "harness.json").read_text())
@@ -417,7 +484,9 @@ def test_out_of_memory_halves_the_batches(device, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sys.exc_info()[0]))
     assert run(TINY, tmp_path, say=said.append)["passed"]
     assert "the device is out of memory with batches of 4: going on with 2" in said
-    assert set(emptied) == {None}  # no error is alive, which would keep what the failed attempt holds
+    assert set(emptied) == {
+        None
+    }  # no error is alive, which would keep what the failed attempt holds
 
 
 @pytest.mark.parametrize("parallel", ["data", "probes"])
@@ -433,7 +502,9 @@ def test_nccl_is_given_what_lies_on_the_device(parallel, device, tmp_path, monke
         box[:] = [value] * len(box) if value is not None else box
 
     for name, fake in {
-        "init_process_group": lambda backend, **options: started.append((backend, os.environ[blocks])),
+        "init_process_group": lambda backend, **options: started.append(
+            (backend, os.environ[blocks])
+        ),
         "destroy_process_group": lambda: None,
         "get_rank": lambda: 0,
         "all_reduce": lambda tensor: sums.append(tensor.device) or tensor.mul_(2),

@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from hesstheory import zoo
-from hesstheory.curvature import ggn
-from hesstheory.dual import dual_gram, sketched_norms
-from hesstheory.estimators import Rademacher
+from hesstheory.curvature.matrix import ggn
+from hesstheory.estimators.probes import Rademacher
+from hesstheory.outputs.gram import dual_gram
+from hesstheory.outputs.sketches import sketched_norms
 
 NAMES = ("tanh_mlp", "relu_mlp", "cnn", "tiny_relu")
 
 
 def problem_of(name, seed=1):
-    return zoo.problem(name, torch.Generator().manual_seed(seed), num_samples=7, batch_sizes=(4, 2, 1))
+    return zoo.problem(
+        name, torch.Generator().manual_seed(seed), num_samples=7, batch_sizes=(4, 2, 1)
+    )
 
 
 def blocks_of(problem):
@@ -42,18 +45,29 @@ def test_rows_tell_what_a_probe_gives(name):
     gram = dual_gram(problem, Z)
     close(gram.forms(), ggn(problem).quadratic_forms(Z))
     Y = ggn(problem) @ Z.to(problem.dtype)
-    close(gram.squared_product_norms(), torch.stack([Y[i].square().sum(0) for i in problem.index.values()], 1))
+    close(
+        gram.squared_product_norms(),
+        torch.stack([Y[i].square().sum(0) for i in problem.index.values()], 1),
+    )
 
 
 def test_sample_traces_are_those_of_the_samples_alone():
     problem = problem_of("relu_mlp")
-    alone = torch.stack([torch.from_numpy(ggn(one).trace_by_block().to_numpy().copy()) for one in problem.samples()], 1)
+    alone = torch.stack(
+        [
+            torch.from_numpy(ggn(one).trace_by_block().to_numpy().copy())
+            for one in problem.samples()
+        ],
+        1,
+    )
     close(dual_gram(problem).sample_traces, alone)
 
 
 def test_logit_forms_are_the_gram_matrices_of_single_samples():
     problem = problem_of("relu_mlp")
-    traces = torch.stack([forms.diagonal(dim1=1, dim2=2).sum(1) for forms in dual_gram(problem).of_samples()], 1)
+    traces = torch.stack(
+        [forms.diagonal(dim1=1, dim2=2).sum(1) for forms in dual_gram(problem).of_samples()], 1
+    )
     close(traces, dual_gram(problem).sample_traces)
 
 
@@ -67,7 +81,9 @@ def test_little_memory_gives_the_same(name):
 
 
 def test_too_little_memory_names_the_bytes():
-    with pytest.raises(MemoryError, match=r"rows of .* take [\d,]+ bytes and 10 may be used: use fewer samples"):
+    with pytest.raises(
+        MemoryError, match=r"rows of .* take [\d,]+ bytes and 10 may be used: use fewer samples"
+    ):
         dual_gram(problem_of("relu_mlp"), budget=10)
 
 
@@ -87,9 +103,15 @@ def test_sketched_norms_are_unbiased():
     """Forty independent sketches: their mean lies within six of its standard errors of the norm."""
     problem = problem_of("relu_mlp")
     exact = dual_gram(problem)
-    sketches = [sketched_norms(problem, torch.Generator().manual_seed(seed), num_rows=24) for seed in range(40)]
+    sketches = [
+        sketched_norms(problem, torch.Generator().manual_seed(seed), num_rows=24)
+        for seed in range(40)
+    ]
     for name in ("norms2", "diagonal_norms2"):
-        found, right = torch.stack([getattr(sketch, name) for sketch in sketches]), getattr(exact, name)
+        found, right = (
+            torch.stack([getattr(sketch, name) for sketch in sketches]),
+            getattr(exact, name),
+        )
         stderr = found.std(0) / math.sqrt(len(found))
         assert bool(((found.mean(0) - right).abs() < 6 * stderr).all()), name
         assert bool((stderr < 0.2 * right).all()), name
@@ -101,7 +123,11 @@ def test_sketches_do_not_depend_on_the_shards():
     first = {}
     generator = torch.Generator().manual_seed(5)
     sketched_norms(
-        problem, generator, num_rows=6, samples=range(5), total=lambda part: first.setdefault(len(first), part)
+        problem,
+        generator,
+        num_rows=6,
+        samples=range(5),
+        total=lambda part: first.setdefault(len(first), part),
     )
     number = iter(range(len(first)))
     joined = sketched_norms(

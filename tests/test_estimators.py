@@ -30,16 +30,24 @@ from hesstheory import (
     hessian,
     zoo,
 )
-from hesstheory.estimators import (
-    Probe,
+from hesstheory.estimators.enumerations import (
     all_signs,
-    as_mapping,
     hadamard_columns,
     strength_four_signs,
     three_point_grid,
 )
+from hesstheory.estimators.probes import Probe
+from hesstheory.results.estimate import as_mapping
 
-PROBES = [Rademacher(), Gaussian(), Uniform(), Sphere(), SparseSigns(0.25), SparseSigns(1.0), HadamardColumns()]
+PROBES = [
+    Rademacher(),
+    Gaussian(),
+    Uniform(),
+    Sphere(),
+    SparseSigns(0.25),
+    SparseSigns(1.0),
+    HadamardColumns(),
+]
 ESTIMATORS = [LayerwiseTrace, BlockSeparatedTrace]
 each_probe = pytest.mark.parametrize("probe", PROBES, ids=repr)
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda e: e.__name__)
@@ -103,7 +111,11 @@ def test_a_probe_keeps_to_its_support(probe, belongs):
 @each_probe
 @pytest.mark.parametrize("size", [(1, 1), (1, 2), (7, 3), (20, 8)])
 def test_a_probe_follows_its_generator(probe, size):
-    count = min(size[1], 2 ** math.ceil(math.log2(size[0]))) if isinstance(probe, HadamardColumns) else size[1]
+    count = (
+        min(size[1], 2 ** math.ceil(math.log2(size[0])))
+        if isinstance(probe, HadamardColumns)
+        else size[1]
+    )
     first, again, later = stream(), stream(), stream(0)
     Z = probe.sample(size[0], count, first)
     assert Z.shape == (size[0], count)
@@ -115,7 +127,9 @@ def test_a_probe_follows_its_generator(probe, size):
     assert probe == replace(probe)
 
 
-@pytest.mark.parametrize("probe", [p for p in PROBES if not isinstance(p, HadamardColumns)], ids=repr)
+@pytest.mark.parametrize(
+    "probe", [p for p in PROBES if not isinstance(p, HadamardColumns)], ids=repr
+)
 def test_more_probes_begin_with_fewer(probe):
     """Probe k does not depend on how many are asked for, so a longer run goes on where a shorter one stopped."""
     draws = stream()
@@ -147,7 +161,9 @@ def test_strength_four_signs_have_strength_four(size):
     assert Z.shape == (size, 4 ** size.bit_length())
     assert (Z.abs() == 1).all()
     for order in (1, 2, 3, 4):
-        subsets = torch.tensor(list(itertools.combinations(range(size), order)), dtype=torch.int64).reshape(-1, order)
+        subsets = torch.tensor(
+            list(itertools.combinations(range(size), order)), dtype=torch.int64
+        ).reshape(-1, order)
         for some in subsets.split(200):
             assert (Z[some].prod(1).mean(1) == 0).all()
     assert torch.equal(Z @ Z.mT / Z.shape[1], torch.eye(size))
@@ -178,11 +194,23 @@ def test_the_three_point_grid_has_exact_moments(size, kurtosis):
     assert Z.shape == (size, 3**size)
     assert float(weights.sum()) == pytest.approx(1, abs=1e-14)
     assert (weights >= 0).all()
-    expected = {(1,): 0, (2,): 1, (3,): 0, (4,): kurtosis, (5,): 0, (1, 1): 0, (2, 2): 1, (3, 1): 0, (2, 1, 1): 0}
+    expected = {
+        (1,): 0,
+        (2,): 1,
+        (3,): 0,
+        (4,): kurtosis,
+        (5,): 0,
+        (1, 1): 0,
+        (2, 2): 1,
+        (3, 1): 0,
+        (2, 1, 1): 0,
+    }
     expected |= {(1, 1, 1, 1): 0, (4, 1): 0, (3, 2): 0}
     for powers, moment in expected.items():
         for entries in itertools.permutations(range(size), len(powers)):
-            product = math.prod((Z[i] ** power for i, power in zip(entries, powers, strict=True)), start=weights)
+            product = math.prod(
+                (Z[i] ** power for i, power in zip(entries, powers, strict=True)), start=weights
+            )
             assert float(product.sum()) == pytest.approx(moment, abs=1e-12)
 
 
@@ -234,7 +262,9 @@ def test_samples_are_the_quadratic_forms_of_each_probe(network):
     problem, H = problem_of(network), dense(network)
     Z = Gaussian().sample(problem.num_params, 3, stream())
     together = torch.stack([(Z[i] * (H @ Z)[i]).sum(0) for i in problem.index.values()], dim=1)
-    apart = torch.stack([(Z[i] * (H[i][:, i] @ Z[i])).sum(0) for i in problem.index.values()], dim=1)
+    apart = torch.stack(
+        [(Z[i] * (H[i][:, i] @ Z[i])).sum(0) for i in problem.index.values()], dim=1
+    )
     for estimator, forms in ((LayerwiseTrace(), together), (BlockSeparatedTrace(), apart)):
         samples = torch.tensor(estimator(problem, probes=Z).samples.to_numpy())
         assert float((samples - forms).norm()) <= 1e-12 * float(H.norm() * Z.square().sum())
@@ -264,7 +294,9 @@ def test_groups_of_probes_are_drawn_one_at_a_time(monkeypatch):
             held.append(num_probes)
             return super().sample(num_params, num_probes, generator)
 
-    groups = hesstheory.estimators._probe_groups(LayerwiseTrace(8, Counting()), problem, stream(), None)
+    groups = hesstheory.estimators._probe_groups(
+        LayerwiseTrace(8, Counting()), problem, stream(), None
+    )
     assert next(groups).shape == (12, 3)
     assert held == [3]
     estimate = LayerwiseTrace(8)(problem, stream())
@@ -278,7 +310,9 @@ def test_groups_of_probes_are_drawn_one_at_a_time(monkeypatch):
 def test_products_are_counted(network):
     problem = problem_of(network)
     assert LayerwiseTrace(4)(problem, stream()).num_matvecs == 4
-    assert BlockSeparatedTrace(4)(problem, stream()).num_matvecs == 4 * len(problem.partition.blocks)
+    assert BlockSeparatedTrace(4)(problem, stream()).num_matvecs == 4 * len(
+        problem.partition.blocks
+    )
     Z = Rademacher().sample(problem.num_params, 6, stream())
     assert LayerwiseTrace(4)(problem, probes=Z).num_matvecs == 6
 
@@ -329,7 +363,9 @@ def test_impossible_levels_are_refused(level):
 def test_a_float32_model_is_estimated_in_float32_and_summed_in_float64(estimator, matrix):
     single, double = problem_of("tanh_mlp", torch.float32), problem_of("tanh_mlp")
     Z = Rademacher().sample(double.num_params, 8, stream())
-    found, exact = (estimator(matrix=matrix)(problem, probes=Z).samples for problem in (single, double))
+    found, exact = (
+        estimator(matrix=matrix)(problem, probes=Z).samples for problem in (single, double)
+    )
     assert (found.dtypes == "float64").all()
     scale = float(dense("tanh_mlp", matrix).abs().sum())
     assert np.abs(found.to_numpy() - exact.to_numpy()).max() <= 1e-5 * scale
@@ -341,18 +377,35 @@ def test_probes_may_be_of_another_dtype_and_layout(estimator, unchecked):
     problem = problem_of("tiny_mlp")
     Z = Rademacher().sample(problem.num_params, 4, stream())
     expected = estimator()(problem, probes=Z).samples
-    for same in (Z.float(), Z.to(torch.int64), Z.clone().mT.contiguous().mT, Z.clone().requires_grad_()):
+    for same in (
+        Z.float(),
+        Z.to(torch.int64),
+        Z.clone().mT.contiguous().mT,
+        Z.clone().requires_grad_(),
+    ):
         assert estimator()(problem, probes=same).samples.equals(expected)
 
 
 GIVEN = {
-    "rows and columns swapped": (lambda P: torch.ones(3, P), ValueError, "pass a P×K tensor, P = 12 in the order"),
+    "rows and columns swapped": (
+        lambda P: torch.ones(3, P),
+        ValueError,
+        "pass a P×K tensor, P = 12 in the order",
+    ),
     "one vector": (lambda P: torch.ones(P), ValueError, "pass a P×K tensor"),
     "no columns": (lambda P: torch.ones(P, 0), ValueError, "pass a P×K tensor"),
     "NaN": (lambda P: torch.full((P, 2), torch.nan), ValueError, "every entry must be finite"),
     "infinity": (lambda P: torch.full((P, 2), torch.inf), ValueError, "every entry must be finite"),
-    "complex": (lambda P: torch.ones(P, 2, dtype=torch.complex128), TypeError, "torch.complex128: pass real numbers"),
-    "an array": (lambda P: np.ones((P, 2)), TypeError, r"is a ndarray: pass a tensor, torch\.as_tensor"),
+    "complex": (
+        lambda P: torch.ones(P, 2, dtype=torch.complex128),
+        TypeError,
+        "torch.complex128: pass real numbers",
+    ),
+    "an array": (
+        lambda P: np.ones((P, 2)),
+        TypeError,
+        r"is a ndarray: pass a tensor, torch\.as_tensor",
+    ),
     "a list": (lambda P: [[1.0]] * P, TypeError, "is a list: pass a tensor"),
 }
 
@@ -365,7 +418,9 @@ def test_bad_probes_are_refused(probes, error, cure, estimator, unchecked):
 
 
 @each_estimator
-@pytest.mark.parametrize("generator", [None, 0, np.random.default_rng(0)], ids=["nothing", "a seed", "numpy"])
+@pytest.mark.parametrize(
+    "generator", [None, 0, np.random.default_rng(0)], ids=["nothing", "a seed", "numpy"]
+)
 def test_a_missing_generator_is_refused(estimator, generator, unchecked):
     with pytest.raises(TypeError, match=r"pass a torch\.Generator.*no global randomness"):
         estimator()(problem_of("tiny_mlp"), generator)
@@ -391,8 +446,12 @@ def test_a_hessian_that_is_not_finite_is_refused(estimator):
 
 REPRS = {
     LayerwiseTrace(): "LayerwiseTrace(num_probes=10, probe=Rademacher(), matrix=<function hessian",
-    LayerwiseTrace(8, SparseSigns(0.5)): "LayerwiseTrace(num_probes=8, probe=SparseSigns(density=0.5), matrix=",
-    BlockSeparatedTrace(3, Gaussian(), ggn): "BlockSeparatedTrace(num_probes=3, probe=Gaussian(), matrix=<function ggn",
+    LayerwiseTrace(
+        8, SparseSigns(0.5)
+    ): "LayerwiseTrace(num_probes=8, probe=SparseSigns(density=0.5), matrix=",
+    BlockSeparatedTrace(
+        3, Gaussian(), ggn
+    ): "BlockSeparatedTrace(num_probes=3, probe=Gaussian(), matrix=<function ggn",
 }
 
 
@@ -421,7 +480,12 @@ def named(estimator):
     return repr(estimator).partition(", matrix=")[0]
 
 
-DEFLATING = [HutchPP(num_probes=3, rank=4), HutchPP(5, 2, Gaussian()), XTrace(6), XTrace(4, Rademacher())]
+DEFLATING = [
+    HutchPP(num_probes=3, rank=4),
+    HutchPP(5, 2, Gaussian()),
+    XTrace(6),
+    XTrace(4, Rademacher()),
+]
 
 
 def by_hand_hutchpp(H, index, estimator, generator):
@@ -431,7 +495,9 @@ def by_hand_hutchpp(H, index, estimator, generator):
     outside = torch.eye(len(H)) - Q @ Q.mT
     B, rows = outside @ H @ outside, []
     for start in range(0, estimator.num_probes, estimator.rank):
-        Z = estimator.probe.sample(len(H), min(estimator.rank, estimator.num_probes - start), generator)
+        Z = estimator.probe.sample(
+            len(H), min(estimator.rank, estimator.num_probes - start), generator
+        )
         rows += [[float((H - B)[i][:, i].trace() + z[i] @ (B @ z)[i]) for i in index] for z in Z.mT]
     return np.array(rows)
 
@@ -460,7 +526,9 @@ def test_deflated_samples_by_block_are_those_of_dense_matrices(estimator, networ
     assert np.abs(found.samples.to_numpy() - expected).max() <= 1e-10 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("estimator", [HutchPP(2, 12), HutchPP(1, 50), XTrace(14), XTrace(30)], ids=named)
+@pytest.mark.parametrize(
+    "estimator", [HutchPP(2, 12), HutchPP(1, 50), XTrace(14), XTrace(30)], ids=named
+)
 def test_a_basis_of_everything_gives_the_exact_traces(estimator):
     problem = problem_of("tiny_mlp")
     assert problem.num_params == 12
@@ -538,7 +606,10 @@ def test_estimates_of_different_networks_have_no_difference():
     [
         ({"probe": Rademacher}, r"probe is the class Rademacher: pass an instance, Rademacher\(\)"),
         ({"probe": "signs"}, "probe is a str: pass one with kurtosis and sample"),
-        ({"matrix": "ggn"}, "matrix is 'ggn': pass a function of a problem, hesstheory.hessian or hesstheory.ggn"),
+        (
+            {"matrix": "ggn"},
+            "matrix is 'ggn': pass a function of a problem, hesstheory.hessian or hesstheory.ggn",
+        ),
     ],
 )
 def test_a_probe_and_a_matrix_are_checked(kind, wrong, message, unchecked):
@@ -548,7 +619,9 @@ def test_a_probe_and_a_matrix_are_checked(kind, wrong, message, unchecked):
 
 def test_a_number_is_no_estimate(generator, unchecked):
     estimate = LayerwiseTrace(2)(zoo.problem("tiny_relu", generator), generator)
-    with pytest.raises(TypeError, match=r"an Estimate minus a float: subtract an Estimate, or use \.value"):
+    with pytest.raises(
+        TypeError, match=r"an Estimate minus a float: subtract an Estimate, or use \.value"
+    ):
         _ = estimate - 1.0
 
 
@@ -569,6 +642,11 @@ def test_a_generator_is_asked_for(estimator, generator):
 )
 def test_what_does_not_fit_is_refused_with_what_does(estimator, what, generator, monkeypatch):
     problem = zoo.problem("tiny_relu", generator)
-    monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 200 * problem.num_params)
-    with pytest.raises(MemoryError, match=rf"{what} need [0-9,]+ bytes with all copies and [0-9,]+ are free: \d+ fit"):
+    monkeypatch.setattr(
+        hesstheory.curvature, "free_memory", lambda device: 200 * problem.num_params
+    )
+    with pytest.raises(
+        MemoryError,
+        match=rf"{what} need [0-9,]+ bytes with all copies and [0-9,]+ are free: \d+ fit",
+    ):
         estimator(problem, generator)

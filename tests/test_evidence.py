@@ -12,22 +12,12 @@ import sympy as sp
 import torch
 from scipy import stats
 
-from hesstheory.evidence import (
-    Budget,
-    Check,
-    Kind,
-    SequentialTest,
-    Status,
-    Tail,
-    Verdict,
-    clopper_pearson,
-    empirical,
-    exact,
-    holds,
-    statistical,
-    symbolic,
-    verdict,
-)
+from hesstheory.evidence.budget import Budget
+from hesstheory.evidence.checks import Check, Kind, Status, Verdict, empirical, holds, verdict
+from hesstheory.evidence.exact import exact
+from hesstheory.evidence.intervals import clopper_pearson
+from hesstheory.evidence.sequential import SequentialTest, Tail, statistical
+from hesstheory.evidence.symbolic import symbolic
 
 INF, NAN = math.inf, math.nan
 EPS = float(np.finfo(np.float64).eps)
@@ -144,7 +134,9 @@ RIGHT = np.array([1.0, -1000.0, 0.0])
 
 
 @pytest.mark.parametrize("terms", [1, 3, 100])
-@pytest.mark.parametrize("magnitude", [None, 1.0, np.array([1.0, 10.0, 1e-3])], ids=["default", "number", "entries"])
+@pytest.mark.parametrize(
+    "magnitude", [None, 1.0, np.array([1.0, 10.0, 1e-3])], ids=["default", "number", "entries"]
+)
 @pytest.mark.parametrize("entry", range(3))
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_exact_passes_up_to_its_bound_and_no_further(terms, magnitude, entry, sign):
@@ -152,7 +144,9 @@ def test_exact_passes_up_to_its_bound_and_no_further(terms, magnitude, entry, si
     scale = np.broadcast_to(1000.0 if magnitude is None else magnitude, RIGHT.shape)
     bound = terms * EPS * scale[entry]
     for excess, status in ((0.5, Status.PASSED), (1.0, Status.PASSED), (2.0, Status.FAILED)):
-        right = np.where(np.arange(3) == entry, 0.0, RIGHT)  # where every multiple of the bound is a number
+        right = np.where(
+            np.arange(3) == entry, 0.0, RIGHT
+        )  # where every multiple of the bound is a number
         left = np.where(np.arange(3) == entry, sign * excess * bound, right)
         if magnitude is None and entry == 1:
             right[0] = left[0] = 1000.0
@@ -162,7 +156,14 @@ def test_exact_passes_up_to_its_bound_and_no_further(terms, magnitude, entry, si
             assert (check.discrepancy, check.bound) == (excess * bound, bound)
 
 
-TWOS = [2.0, 2, np.float32(2), [2.0], torch.tensor(2.0), torch.full((2, 2), 2.0, requires_grad=True)]
+TWOS = [
+    2.0,
+    2,
+    np.float32(2),
+    [2.0],
+    torch.tensor(2.0),
+    torch.full((2, 2), 2.0, requires_grad=True),
+]
 
 
 @pytest.mark.parametrize("left", TWOS, ids=repr)
@@ -217,7 +218,9 @@ def test_exact_refuses_other_shapes(left, right, message):
 def test_facts(fact):
     expected = Status.PASSED if fact else Status.FAILED
     assert holds("sign", fact, "numbers") == Check("sign", Kind.EXACT, expected, "numbers")
-    assert empirical("study", "effect", statement=fact) == Check("study", Kind.EMPIRICAL, expected, "effect")
+    assert empirical("study", "effect", statement=fact) == Check(
+        "study", Kind.EMPIRICAL, expected, "effect"
+    )
     assert holds("sign", fact, "", kind=Kind.SYMBOLIC).kind is Kind.SYMBOLIC
 
 
@@ -259,10 +262,14 @@ def of_normal_form(eigenvalue, size):
 
     def outside(n, width):
         chi2, centre = stats.chi2(n * size), n * size
-        return chi2.sf(centre + n * width / abs(eigenvalue)) + chi2.cdf(centre - n * width / abs(eigenvalue))
+        return chi2.sf(centre + n * width / abs(eigenvalue)) + chi2.cdf(
+            centre - n * width / abs(eigenvalue)
+        )
 
     return Draws(
-        f"{size} × {size} normal form", Tail.gaussian_form(abs(eigenvalue) * size**0.5, abs(eigenvalue)), outside
+        f"{size} × {size} normal form",
+        Tail.gaussian_form(abs(eigenvalue) * size**0.5, abs(eigenvalue)),
+        outside,
     )
 
 
@@ -280,7 +287,11 @@ def of_sign_form(size):
         return pmf[np.abs(np.arange(len(pmf)) / n - size) > width].sum()
 
     B = np.ones((size, size)) - np.eye(size)
-    return Draws(f"{size} × {size} sign form", Tail.sign_form(np.linalg.norm(B), np.linalg.norm(B, 2)), outside)
+    return Draws(
+        f"{size} × {size} sign form",
+        Tail.sign_form(np.linalg.norm(B), np.linalg.norm(B, 2)),
+        outside,
+    )
 
 
 NORMAL = Draws("normal", Tail(4.0, 0.0), lambda n, width: 2 * stats.norm.sf(width * n**0.5 / 2))
@@ -302,11 +313,18 @@ def test_tail_probability_is_below_the_level(draws, num_draws, alpha):
 
 @pytest.mark.parametrize("alpha", [0.3, 1e-3, 1e-8])
 @pytest.mark.parametrize("num_draws", [1, 10, 10**6])
-@pytest.mark.parametrize(("variance", "scale"), [(1.0, 0.0), (0.25, 3.0), (1e-12, 1.0), (np.ones(3), np.arange(3.0))])
+@pytest.mark.parametrize(
+    ("variance", "scale"), [(1.0, 0.0), (0.25, 3.0), (1e-12, 1.0), (np.ones(3), np.arange(3.0))]
+)
 def test_half_width_solves_bernstein(variance, scale, num_draws, alpha):
     """2 exp(−nε²/(2(v + cε))) = α at ε: no narrower interval is guaranteed and no wider one is needed."""
     width = Tail(variance, scale).half_width(num_draws, alpha)
-    assert np.allclose(2 * np.exp(-num_draws * width**2 / (2 * (variance + scale * width))), alpha, rtol=1e-9, atol=0)
+    assert np.allclose(
+        2 * np.exp(-num_draws * width**2 / (2 * (variance + scale * width))),
+        alpha,
+        rtol=1e-9,
+        atol=0,
+    )
 
 
 def test_half_width_of_normal_draws_is_nearly_theirs():
@@ -413,7 +431,10 @@ def test_detectable_is_that_of_the_looks_that_can_agree(entry):
     reach = {n: error for n, error in reach.items() if error is not None}
     assert 1 < len(reach) < len(UNEQUAL.looks)
     share = 2 * (1 - UNEQUAL.power) / len(reach)
-    expected = max(error + np.broadcast_to(UNEQUAL.tail.half_width(n, share), 2)[entry] for n, error in reach.items())
+    expected = max(
+        error + np.broadcast_to(UNEQUAL.tail.half_width(n, share), 2)[entry]
+        for n, error in reach.items()
+    )
     assert UNEQUAL.detectable[entry] == pytest.approx(expected, abs=1e-4)
     assert UNEQUAL.detectable[entry] < 1.2 * UNEQUAL.margin[entry]
 
@@ -424,18 +445,25 @@ def test_one_detectable_entry_among_true_ones_is_found(entry, sign, generator):
     """Missed in at most one run of 1000: over 18 of 4000 has probability 1e-7."""
     deviation = torch.tensor(UNEQUAL.tail.variance) ** 0.5
     target = np.where(np.arange(2) == entry, sign * UNEQUAL.detectable, 0.0)
-    runs = [UNEQUAL.run(normal_draws(torch.zeros(2), deviation), target, generator)[0] for _ in range(4000)]
+    runs = [
+        UNEQUAL.run(normal_draws(torch.zeros(2), deviation), target, generator)[0]
+        for _ in range(4000)
+    ]
     assert runs.count(Status.PASSED) <= 18
 
 
 def test_more_power_detects_less():
-    designs = [SequentialTest(0.1, 1e-6, Tail(1.0, 0.2), 64, power) for power in (0.9, 0.999, 1 - 1e-9)]
+    designs = [
+        SequentialTest(0.1, 1e-6, Tail(1.0, 0.2), 64, power) for power in (0.9, 0.999, 1 - 1e-9)
+    ]
     assert sorted(designs, key=lambda design: design.detectable) == designs
 
 
 @pytest.mark.parametrize("margin", [0.0, 1e-9, -1.0, NAN, np.array([1.0, 0.0])], ids=str)
 def test_a_margin_out_of_reach_says_so(margin):
-    with pytest.raises(ValueError, match=r"margin .* needs over .* draws: widen the margin or lower the variance"):
+    with pytest.raises(
+        ValueError, match=r"margin .* needs over .* draws: widen the margin or lower the variance"
+    ):
         _ = SequentialTest(margin, 1e-6, Tail(1.0, 0.0), max_draws=10**6).looks
 
 
@@ -456,7 +484,12 @@ def bernoulli_draws(p):
 SUBJECTS = {
     "normal": (normal_draws(3.0), 3.0, Tail(1.0, 0.0), 0.2),
     "Bernoulli": (bernoulli_draws(0.2), 0.2, Tail.bounded(0.16, 0.8), 0.05),
-    "three normals": (normal_draws(torch.tensor([1.0, -2.0, 0.0])), [1.0, -2.0, 0.0], Tail(1.0, 0.0), 0.2),
+    "three normals": (
+        normal_draws(torch.tensor([1.0, -2.0, 0.0])),
+        [1.0, -2.0, 0.0],
+        Tail(1.0, 0.0),
+        0.2,
+    ),
     "margins of their own": (normal_draws(torch.zeros(2)), [0.0, 0.0], Tail(1.0, 0.0), [0.2, 0.4]),
     "constant": (lambda n, _: np.full(n, 2.0), 2.0, Tail(0.01, 0.0), 0.05),
 }
@@ -471,15 +504,24 @@ def subject(request, generator):
         test = SequentialTest(np.asarray(margin), 1e-9 / np.size(mean), tail)
         shift = off * np.broadcast_to(test.detectable, np.shape(mean))
         shift = shift + margins * np.broadcast_to(margin, np.shape(mean))
-        target = np.asarray(mean) + np.where(np.arange(np.size(mean)).reshape(np.shape(mean)) == entry, shift, 0)
-        return statistical("mean", draw, target, margin=margin, tail=tail, alpha=1e-9, generator=generator)
+        target = np.asarray(mean) + np.where(
+            np.arange(np.size(mean)).reshape(np.shape(mean)) == entry, shift, 0
+        )
+        return statistical(
+            "mean", draw, target, margin=margin, tail=tail, alpha=1e-9, generator=generator
+        )
 
     return decided
 
 
 def test_a_true_statement_passes_and_says_how_well_it_was_tested(subject):
     check = subject()
-    assert (check.status, check.kind, check.alpha, check.power) == (Status.PASSED, Kind.STATISTICAL, 1e-9, 0.999)
+    assert (check.status, check.kind, check.alpha, check.power) == (
+        Status.PASSED,
+        Kind.STATISTICAL,
+        1e-9,
+        0.999,
+    )
     assert check.discrepancy <= check.bound
     assert 0 < check.detectable < 2 * check.bound
     assert f"from {check.num_draws} draws" in check.detail
@@ -550,12 +592,18 @@ def test_the_mean_is_over_all_draws_of_all_looks(generator):
 @pytest.mark.parametrize(
     ("shape", "target"),
     [((3,), 0.0), ((), [0.0, 0.0, 0.0]), ((1,), [0.0, 0.0])],
-    ids=["three means for one share of α", "one mean for three targets", "one mean for two targets"],
+    ids=[
+        "three means for one share of α",
+        "one mean for three targets",
+        "one mean for two targets",
+    ],
 )
 def test_statistical_refuses_other_shapes(shape, target, generator):
     draw = normal_draws(torch.zeros(shape))
     with pytest.raises(ValueError, match="shape"):
-        statistical("shapes", draw, target, margin=0.2, tail=Tail(1.0, 0.0), alpha=1e-9, generator=generator)
+        statistical(
+            "shapes", draw, target, margin=0.2, tail=Tail(1.0, 0.0), alpha=1e-9, generator=generator
+        )
 
 
 @pytest.mark.parametrize("returned", [0, 1, 1023, 1025])
@@ -575,14 +623,20 @@ def test_statistical_refuses_another_number_of_draws(returned, generator):
 def test_clopper_pearson_is_that_of_scipy(trials, level):
     for successes in sorted({0, 1, trials // 3, trials - 1, trials}):
         expected = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
-        assert np.allclose(clopper_pearson(successes, trials, level), expected, rtol=1e-6, atol=1e-12)
+        assert np.allclose(
+            clopper_pearson(successes, trials, level), expected, rtol=1e-6, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("p", [0.0, 0.02, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("level", [0.5, 0.95])
 def test_clopper_pearson_covers(p, level):
     """Summed over all outcomes of 30 trials, the interval contains p with at least its level."""
-    covering = [k for k in range(31) if clopper_pearson(k, 30, level)[0] <= p <= clopper_pearson(k, 30, level)[1]]
+    covering = [
+        k
+        for k in range(31)
+        if clopper_pearson(k, 30, level)[0] <= p <= clopper_pearson(k, 30, level)[1]
+    ]
     assert stats.binom.pmf(covering, 30, p).sum() >= level - 1e-12
 
 
@@ -590,10 +644,16 @@ BUDGETS = [[], [(0, 4)], [(1, 0)], [(3, 2)], [(0, 7), (2, 4), (26, 3), (1, 0)], 
 
 
 @pytest.mark.parametrize("suite_alpha", [1e-6, 0.05])
-@pytest.mark.parametrize("tests_per_claim", BUDGETS, ids=[str(sum(map(sum, pairs))) for pairs in BUDGETS])
+@pytest.mark.parametrize(
+    "tests_per_claim", BUDGETS, ids=[str(sum(map(sum, pairs))) for pairs in BUDGETS]
+)
 def test_budget_is_spent_once(tests_per_claim, suite_alpha):
     """The levels of all tests, of the subjects and of their mutants, add up to the budget of the suite."""
     budget = Budget.of(iter(tests_per_claim), suite_alpha)
-    tests = [budget.alpha for statistical, mutants in tests_per_claim for _ in range(statistical * (1 + mutants))]
+    tests = [
+        budget.alpha
+        for statistical, mutants in tests_per_claim
+        for _ in range(statistical * (1 + mutants))
+    ]
     assert budget.num_tests == len(tests)
     assert math.isclose(sum(tests), suite_alpha) if tests else budget.alpha == suite_alpha

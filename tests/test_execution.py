@@ -7,8 +7,7 @@ import os
 
 import pytest
 
-from hesstheory import execution
-from hesstheory.execution import append_line, write_atomically
+from hesstheory.run.files import append_line, write_atomically
 
 
 def test_a_file_is_written_and_replaced_whole(tmp_path):
@@ -29,7 +28,9 @@ FAILURES = {
 
 
 @pytest.mark.parametrize(("step", "text", "error"), FAILURES.values(), ids=FAILURES)
-def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(step, text, error, tmp_path, monkeypatch):
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    step, text, error, tmp_path, monkeypatch
+):
     path = tmp_path / "summary.json"
     path.write_text("old")
 

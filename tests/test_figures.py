@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from hesstheory import figures
+from hesstheory.show import figures
 
 NETWORKS = {
     "mlp relu 8-6-3": ("fc1", "fc2", "head"),
@@ -40,9 +40,21 @@ def estimate_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
                 for probe in ("Rademacher", "Gaussian"):
                     half = abs(exact) * 10 ** rng.uniform(-1.5, -0.3)
                     estimate = exact + half * float(rng.normal()) / 1.96
-                    row = {"network": network, "stage": stage, "block": block, "exact": exact, "estimate": estimate}
+                    row = {
+                        "network": network,
+                        "stage": stage,
+                        "block": block,
+                        "exact": exact,
+                        "estimate": estimate,
+                    }
                     rows.append(
-                        {**row, "low": estimate - half, "high": estimate + half, "num_probes": 64, "probe": probe}
+                        {
+                            **row,
+                            "low": estimate - half,
+                            "high": estimate + half,
+                            "num_probes": 64,
+                            "probe": probe,
+                        }
                     )
     return rows
 
@@ -82,7 +94,11 @@ def tied_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
             "instances": instances,
             "exact_trace": separate * (1 - bias),
         }
-        row |= {"separate_trace": separate, "bias": separate * bias, "bound_low": -(instances - 1) * separate}
+        row |= {
+            "separate_trace": separate,
+            "bias": separate * bias,
+            "bound_low": -(instances - 1) * separate,
+        }
         rows.append({**row, "bound_high": separate})
     return rows
 
@@ -95,8 +111,16 @@ def total_variance_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
             for batch_size in (8, 32):
                 for num_probes in (1, 2, 4, 8, 16, 32, 64, 128):
                     predicted = floor * (1 + k_star * batch_size / 8 / num_probes)
-                    row = {"network": network, "block": block, "batch_size": batch_size, "num_probes": num_probes}
-                    row |= {"predicted": predicted, "measured": predicted * float(1 + 0.05 * rng.normal())}
+                    row = {
+                        "network": network,
+                        "block": block,
+                        "batch_size": batch_size,
+                        "num_probes": num_probes,
+                    }
+                    row |= {
+                        "predicted": predicted,
+                        "measured": predicted * float(1 + 0.05 * rng.normal()),
+                    }
                     rows.append({**row, "k_star": k_star * batch_size / 8, "floor": floor})
     return rows
 
@@ -109,8 +133,15 @@ def budget_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
                 k_star, floor = float(10 ** rng.uniform(-1, 2)), float(10 ** rng.uniform(-3, 0))
                 for num_probes in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64):
                     variance = floor * (1 + k_star / num_probes) * (ratio + num_probes) / 1000
-                    row = {"network": network, "block": block, "num_probes": num_probes, "variance": variance}
-                    rows.append({**row, "k_opt": math.sqrt(ratio * k_star), "overhead_ratio": ratio})
+                    row = {
+                        "network": network,
+                        "block": block,
+                        "num_probes": num_probes,
+                        "variance": variance,
+                    }
+                    rows.append(
+                        {**row, "k_opt": math.sqrt(ratio * k_star), "overhead_ratio": ratio}
+                    )
     return rows
 
 
@@ -122,7 +153,9 @@ def critical_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
         for base in [float(10 ** rng.uniform(-1, 2))]
         for step in (0, 50, 400)
         for size in (4, 16, 64, 256)
-        for k_star in [math.inf if size == 256 and block == "fc1" else base * size**0.7 / 8 * (1 + step / 100)]
+        for k_star in [
+            math.inf if size == 256 and block == "fc1" else base * size**0.7 / 8 * (1 + step / 100)
+        ]
     ]
 
 
@@ -131,8 +164,19 @@ def power_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
     for draws, scale in (("normal", 0.16), ("lognormal", 0.22), ("Rademacher form", 0.18)):
         for effect in np.linspace(0, 2, 11):
             rate = float(0.5 * (1 + math.erf((effect - 1) / scale / math.sqrt(2))))
-            row = {"draws": draws, "effect": float(effect), "rejection_rate": rate, "low": max(0.0, rate - 0.03)}
-            rows.append({**row, "high": min(1.0, rate + 0.03), "theory": rate if draws == "normal" else None})
+            row = {
+                "draws": draws,
+                "effect": float(effect),
+                "rejection_rate": rate,
+                "low": max(0.0, rate - 0.03),
+            }
+            rows.append(
+                {
+                    **row,
+                    "high": min(1.0, rate + 0.03),
+                    "theory": rate if draws == "normal" else None,
+                }
+            )
     return rows
 
 
@@ -143,14 +187,25 @@ def crossover_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
             for block in blocks:
                 separated = float(10 ** rng.uniform(-5, 2))
                 ratio = float(10 ** rng.normal(0.1, 0.5))
-                row = {"network": network, "stage": stage, "block": block, "separated_variance": separated}
-                row |= {"full_variance": separated * ratio, "ratio": ratio, "full_vector_wins": ratio < 1}
+                row = {
+                    "network": network,
+                    "stage": stage,
+                    "block": block,
+                    "separated_variance": separated,
+                }
+                row |= {
+                    "full_variance": separated * ratio,
+                    "ratio": ratio,
+                    "full_vector_wins": ratio < 1,
+                }
                 rows.append(row)
     return rows
 
 
 def gain_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
-    return [row | {"probe": ("logit", "residual")[n % 2]} for n, row in enumerate(variance_rows(rng))]
+    return [
+        row | {"probe": ("logit", "residual")[n % 2]} for n, row in enumerate(variance_rows(rng))
+    ]
 
 
 ROWS = {
@@ -178,15 +233,30 @@ CLAIM_OF = {
 
 
 def synthetic_check(table: str, rows: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    check = {"name": f"{table} agree", "kind": "statistical", "status": "passed", "detail": f"{len(rows)} comparisons."}
-    check |= {"discrepancy": 0.0123, "bound": 0.05, "alpha": 2e-8, "power": 0.9993, "detectable": 0.061}
+    check = {
+        "name": f"{table} agree",
+        "kind": "statistical",
+        "status": "passed",
+        "detail": f"{len(rows)} comparisons.",
+    }
+    check |= {
+        "discrepancy": 0.0123,
+        "bound": 0.05,
+        "alpha": 2e-8,
+        "power": 0.9993,
+        "detectable": 0.061,
+    }
     return {**check, "num_draws": 65536, "table": table, "rows": rows, **changes}
 
 
 def synthetic_claims(*tables: str) -> list[dict[str, Any]]:
     rng = np.random.default_rng(7)
     return [
-        {"record": "claim", "id": CLAIM_OF[table], "checks": [synthetic_check(table, synthetic_rows(table, rng))]}
+        {
+            "record": "claim",
+            "id": CLAIM_OF[table],
+            "checks": [synthetic_check(table, synthetic_rows(table, rng))],
+        }
         for table in tables or ROWS
     ]
 
@@ -229,7 +299,10 @@ def test_rerun_gives_the_same_bytes(drawn: list[figures.Figure], tmp_path: Path)
     again = figures.draw_all(synthetic_claims(), tmp_path)
     for first, second in zip(drawn, again, strict=True):
         for suffix in ("svg", "png", "csv"):
-            assert getattr(first, suffix).read_bytes() == getattr(second, suffix).read_bytes(), (first.name, suffix)
+            assert getattr(first, suffix).read_bytes() == getattr(second, suffix).read_bytes(), (
+                first.name,
+                suffix,
+            )
 
 
 def test_figures_of_an_earlier_run_are_removed_and_other_files_kept(tmp_path: Path) -> None:
@@ -240,25 +313,37 @@ def test_figures_of_an_earlier_run_are_removed_and_other_files_kept(tmp_path: Pa
     assert left == {"mine.svg", *(path.name for path in (figure.svg, figure.png, figure.csv))}
 
 
-@pytest.mark.parametrize("records", [[], [{"record": "run"}], [{"record": "claim", "id": "T1"}], [{"record": "end"}]])
+@pytest.mark.parametrize(
+    "records", [[], [{"record": "run"}], [{"record": "claim", "id": "T1"}], [{"record": "end"}]]
+)
 def test_no_table_means_no_figure(records: list[dict[str, Any]], tmp_path: Path) -> None:
     assert figures.draw_all(records, tmp_path) == []
 
 
 def test_unknown_and_empty_tables_are_left_out(tmp_path: Path) -> None:
-    checks = [synthetic_check("unheard of", [{"a": 1}]), synthetic_check("power", []), {"table": "power", "rows": None}]
+    checks = [
+        synthetic_check("unheard of", [{"a": 1}]),
+        synthetic_check("power", []),
+        {"table": "power", "rows": None},
+    ]
     assert figures.draw_all([{"record": "claim", "id": "T1", "checks": checks}], tmp_path) == []
 
 
 @pytest.mark.parametrize("table", ROWS)
 @pytest.mark.parametrize("damage", ["missing", "nan", "zero", "infinite", "negative"])
-def test_rows_that_cannot_be_drawn_stay_in_the_data_and_are_counted(table: str, damage: str, tmp_path: Path) -> None:
+def test_rows_that_cannot_be_drawn_stay_in_the_data_and_are_counted(
+    table: str, damage: str, tmp_path: Path
+) -> None:
     plot = next(p for p in figures.PLOTS if p.table == table)
     values = {"nan": math.nan, "zero": 0.0, "infinite": math.inf, "negative": -1.0}
     (claim,) = synthetic_claims(table)
     rows = claim["checks"][0]["rows"]
     del rows[4:]
-    rows[0] = {key: values[damage] if key in plot.numbers else old for key, old in rows[0].items() if damage in values}
+    rows[0] = {
+        key: values[damage] if key in plot.numbers else old
+        for key, old in rows[0].items()
+        if damage in values
+    }
     (figure,) = figures.draw_all([claim], tmp_path)
     data = data_of(figure)
     hidden = sum(line["drawn"] == "False" for line in data)
@@ -289,7 +374,11 @@ def test_a_repeated_cell_of_the_map_is_not_drawn_twice(tmp_path: Path) -> None:
 def test_names_are_drawn_as_text_not_as_mathematics(tmp_path: Path) -> None:
     """A dollar sign in a layer name must not start a formula."""
     (claim,) = synthetic_claims("crossover")
-    claim["checks"][0]["rows"][0] |= {"network": "cost $x_{", "block": "a$b", "stage": "$\\nothing$"}
+    claim["checks"][0]["rows"][0] |= {
+        "network": "cost $x_{",
+        "block": "a$b",
+        "stage": "$\\nothing$",
+    }
     assert len(figures.draw_all([claim], tmp_path)) == 1
 
 
@@ -306,6 +395,8 @@ def test_no_torch_and_no_pyplot(module: str) -> None:
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
-    assert not {name for name in names if name.split(".")[0] == "torch" or name == "matplotlib.pyplot"}
+    assert not {
+        name for name in names if name.split(".")[0] == "torch" or name == "matplotlib.pyplot"
+    }
     loaded = f"import sys, hesstheory.{module}; sys.exit({{'torch', 'matplotlib.pyplot'}} & set(sys.modules) != set())"
     assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0

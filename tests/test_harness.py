@@ -16,14 +16,30 @@ import pytest
 import torch
 
 from hesstheory import dual_gram, harness, zoo
-from hesstheory.curvature import ggn
-from hesstheory.evidence import Tail
-from hesstheory.execution import Ranks, device_named, full_precision, precision_switches
-from hesstheory.harness import STAGES, Settings, run, show, stages, subject
+from hesstheory.curvature.matrix import ggn
+from hesstheory.evidence.sequential import Tail
+from hesstheory.harness import stages, subject
+from hesstheory.harness.course import run
+from hesstheory.harness.stages import STAGES
+from hesstheory.harness.subject import Settings
+from hesstheory.run.precision import full_precision, precision_switches
+from hesstheory.run.ranks import Ranks, device_named
+from hesstheory.show import full_scale as show
 
 TINY = Settings(model="vgg11", batch=4, probes=4, width=1, dtype="float64")
 LAYER = {"exact", "estimate", "stderr", "z", "variance_ratio", "k_star"}
-REPORT = {"model", "data", "device", "dtype", "batch", "layers", "checks", "seconds", "peak_memory_bytes", "passed"}
+REPORT = {
+    "model",
+    "data",
+    "device",
+    "dtype",
+    "batch",
+    "layers",
+    "checks",
+    "seconds",
+    "peak_memory_bytes",
+    "passed",
+}
 
 
 def quiet(text):
@@ -40,7 +56,18 @@ def finished(tmp_path_factory):
 
 
 def command(*arguments, launcher=(), **environment):
-    tiny = ["--model", "vgg11", "--batch", "4", "--probes", "4", "--width", "1", "--dtype", "float64"]
+    tiny = [
+        "--model",
+        "vgg11",
+        "--batch",
+        "4",
+        "--probes",
+        "4",
+        "--width",
+        "1",
+        "--dtype",
+        "float64",
+    ]
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "hesstheory", "harness", *tiny, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -93,12 +120,18 @@ def test_table_figure_and_page_show_the_report(finished):
 
 def test_a_finished_run_is_read_back(finished, monkeypatch):
     folder, report = finished
-    monkeypatch.setattr("hesstheory.harness.course.built", lambda *_: pytest.fail("it was built again"))
+    monkeypatch.setattr(
+        "hesstheory.harness.course.built", lambda *_: pytest.fail("it was built again")
+    )
     assert run(TINY, folder, resume=True, say=quiet)["layers"] == report["layers"]
 
 
 def test_a_smooth_network_is_measured_by_its_gauss_newton_matrix(tmp_path):
-    report = run(Settings(model="resnet18", batch=3, probes=2, width=1, activation="silu"), tmp_path, say=quiet)
+    report = run(
+        Settings(model="resnet18", batch=3, probes=2, width=1, activation="silu"),
+        tmp_path,
+        say=quiet,
+    )
     assert report["matrix"] == "G"
     assert report["passed"]
     assert "G by rows, probe by probe" in report["checks"]
@@ -142,7 +175,8 @@ def test_the_law_of_logit_probes_from_sample_traces_covers_the_true_one(network,
     traces = gram.sample_traces.mT
     found = stages._tail_of_sample_traces(traces, columns)
     true = Tail.sign_form(
-        forms.square().sum((1, 2, 3)).sqrt(), [float(torch.linalg.eigvalsh(M).abs().max()) for M in forms]
+        forms.square().sum((1, 2, 3)).sqrt(),
+        [float(torch.linalg.eigvalsh(M).abs().max()) for M in forms],
     )
     assert (found.variance >= true.variance).all()
     assert (found.scale >= true.scale).all()
@@ -153,12 +187,16 @@ def test_the_law_of_logit_probes_from_sample_traces_covers_the_true_one(network,
 
 def faulty_traces(monkeypatch):
     right = stages.sample_traces
-    monkeypatch.setattr(stages, "sample_traces", lambda problem, target: 1.001 * right(problem, target))
+    monkeypatch.setattr(
+        stages, "sample_traces", lambda problem, target: 1.001 * right(problem, target)
+    )
 
 
 def one_trace_for_all_samples(monkeypatch):
     right = stages.sample_traces
-    monkeypatch.setattr(stages, "sample_traces", lambda *arguments: 0 * right(*arguments) + right(*arguments).mean())
+    monkeypatch.setattr(
+        stages, "sample_traces", lambda *arguments: 0 * right(*arguments) + right(*arguments).mean()
+    )
 
 
 def wrong_last_sample(monkeypatch):
@@ -222,7 +260,9 @@ def doubled_estimates(monkeypatch):
 
 def wrong_second_group(monkeypatch):
     right = stages._forms
-    monkeypatch.setattr(stages, "_forms", lambda *arguments: (1 + (arguments[2].start > 0)) * right(*arguments))
+    monkeypatch.setattr(
+        stages, "_forms", lambda *arguments: (1 + (arguments[2].start > 0)) * right(*arguments)
+    )
 
 
 def spread_estimates(monkeypatch):
@@ -237,7 +277,9 @@ def small_norms(monkeypatch):
 
 def no_sample_traces(monkeypatch):
     monkeypatch.setattr(
-        stages.DualGram, "sample_traces", property(lambda self: self.grams.new_zeros(len(self.blocks), 4))
+        stages.DualGram,
+        "sample_traces",
+        property(lambda self: self.grams.new_zeros(len(self.blocks), 4)),
     )
 
 
@@ -295,13 +337,31 @@ def test_a_mistake_is_noticed_where_samples_are_sketched(plant, noticed_by, tmp_
 @pytest.mark.parametrize(
     ("name", "changed", "noticed_by"),
     [
-        ("sample_traces", lambda right: lambda *a: 1.000001 * right(*a), "exact traces by two routes, in float64"),
-        ("_full_forms", lambda right: lambda *a: 1.000001 * right(*a), "H = G + R, probe by probe, in float64"),
-        ("residual", lambda right: lambda problem: ggn(problem), "H = G + R, probe by probe, in float64"),
-        ("_row_norms2", lambda right: lambda *a: 1.000001 * right(*a), "norms of products by rows, in float64"),
+        (
+            "sample_traces",
+            lambda right: lambda *a: 1.000001 * right(*a),
+            "exact traces by two routes, in float64",
+        ),
+        (
+            "_full_forms",
+            lambda right: lambda *a: 1.000001 * right(*a),
+            "H = G + R, probe by probe, in float64",
+        ),
+        (
+            "residual",
+            lambda right: lambda problem: ggn(problem),
+            "H = G + R, probe by probe, in float64",
+        ),
+        (
+            "_row_norms2",
+            lambda right: lambda *a: 1.000001 * right(*a),
+            "norms of products by rows, in float64",
+        ),
     ],
 )
-def test_the_strict_check_of_two_samples_notices_what_float32_hides(name, changed, noticed_by, tmp_path, monkeypatch):
+def test_the_strict_check_of_two_samples_notices_what_float32_hides(
+    name, changed, noticed_by, tmp_path, monkeypatch
+):
     """A millionth is rounding in float32, and is found in float64."""
     monkeypatch.setattr(stages, name, changed(getattr(stages, name)))
     report = run(Settings(model="vgg11", batch=4, probes=2, width=1), tmp_path, say=quiet)
@@ -368,9 +428,23 @@ def free_port():
 
 
 def test_a_lost_rank_is_an_error_in_bounded_time(tmp_path):
-    folder, shared = tmp_path / "run", {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    folder, shared = (
+        tmp_path / "run",
+        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"},
+    )
     both = [
-        command("--out", folder, "--patience", "20", "--batch", "16", "--width", "2", RANK=str(rank), **shared)
+        command(
+            "--out",
+            folder,
+            "--patience",
+            "20",
+            "--batch",
+            "16",
+            "--width",
+            "2",
+            RANK=str(rank),
+            **shared,
+        )
         for rank in range(2)
     ]
     kill_when(both[1], lambda: (folder / "stages" / "1_gradient.json").exists())
@@ -383,7 +457,9 @@ def test_a_lost_rank_is_an_error_in_bounded_time(tmp_path):
 
 def test_more_processes_than_samples_is_refused(finished):
     crowd = subject.Subject(TINY, _problem(), Ranks(0, 9), quiet)
-    with pytest.raises(ValueError, match="9 processes for 4 samples: use at most one for each sample"):
+    with pytest.raises(
+        ValueError, match="9 processes for 4 samples: use at most one for each sample"
+    ):
         _ = crowd.own_samples
 
 
@@ -402,7 +478,11 @@ def _problem():
     from hesstheory import zoo
 
     return zoo.full_scale_problem(
-        "vgg11", zoo.images("digits", num_samples=4), batch_size=4, width=1, generator=torch.Generator().manual_seed(0)
+        "vgg11",
+        zoo.images("digits", num_samples=4),
+        batch_size=4,
+        width=1,
+        generator=torch.Generator().manual_seed(0),
     )
 
 
@@ -415,7 +495,10 @@ def test_running_out_of_memory_halves_the_batches():
             raise torch.OutOfMemoryError("no")
         return "done"
 
-    assert subject.Subject(TINY, _problem(), Ranks(), said.append).halving(hungry, _problem()) == "done"
+    assert (
+        subject.Subject(TINY, _problem(), Ranks(), said.append).halving(hungry, _problem())
+        == "done"
+    )
     assert seen == [4, 2, 1]
     assert said[0] == "the device is out of memory with batches of 4: going on with 2"
 
@@ -427,7 +510,10 @@ def test_running_out_of_memory_halves_the_batches():
         (("--device", "cuda"), "no CUDA device is available"),
         (("--batch", "1"), "batch is 1: pass a whole number from 2"),
         (("--batch", "5000"), "batch is 5000: digits has 1797 images, pass that many or fewer"),
-        (("--classes", "20000"), "classes is 20000: digits has 10, pass that many or more, 10,000 at most"),
+        (
+            ("--classes", "20000"),
+            "classes is 20000: digits has 10, pass that many or more, 10,000 at most",
+        ),
         (("--data", "cifar10", "--root", "/nowhere"), "cifar-10"),
         (("--classes", "3"), "classes is 3: digits has 10"),
         (("--label-noise", "2"), "label_noise is 2.0"),
@@ -446,10 +532,17 @@ def test_bad_settings_are_misuse_with_a_cure(arguments, message, tmp_path):
 
 def test_another_run_is_not_overwritten(finished, tmp_path):
     folder, _ = finished
-    with pytest.raises(ValueError, match="holds a run: pass --resume to go on with it, or another folder"):
+    with pytest.raises(
+        ValueError, match="holds a run: pass --resume to go on with it, or another folder"
+    ):
         run(TINY, folder, say=quiet)
     with pytest.raises(ValueError, match="has another batch, probes"):
-        run(Settings(model="vgg11", batch=5, probes=3, width=1, dtype="float64"), folder, resume=True, say=quiet)
+        run(
+            Settings(model="vgg11", batch=5, probes=3, width=1, dtype="float64"),
+            folder,
+            resume=True,
+            say=quiet,
+        )
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="holds files that are no run"):
         run(TINY, tmp_path, say=quiet)
@@ -460,7 +553,9 @@ def test_a_run_of_other_code_does_not_go_on(finished, tmp_path):
     shutil.copytree(finished[0], folder)
     file = folder / "settings.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"code": "0123456789abcdef"}))
-    with pytest.raises(ValueError, match=r"was begun by other code .*: pass another folder as --out"):
+    with pytest.raises(
+        ValueError, match=r"was begun by other code .*: pass another folder as --out"
+    ):
         run(TINY, folder, resume=True, say=quiet)
 
 
@@ -478,7 +573,10 @@ def test_a_damaged_record_is_named(name, content, finished, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(finished[0], folder)
     (folder / name).write_text(content)
-    with pytest.raises(ValueError, match=r"settings|3_exact\.json .*delete it, and --resume measures that stage again"):
+    with pytest.raises(
+        ValueError,
+        match=r"settings|3_exact\.json .*delete it, and --resume measures that stage again",
+    ):
         run(TINY, folder, resume=True, say=quiet)
 
 
@@ -503,7 +601,9 @@ def test_a_damaged_checkpoint_is_named(damage, tmp_path):
     run(settings, folder, say=quiet)
     damage(folder / "training.pt")
     shutil.rmtree(folder / "stages")
-    with pytest.raises(ValueError, match=r"training\.pt cannot be read .*: delete it, and --resume trains anew"):
+    with pytest.raises(
+        ValueError, match=r"training\.pt cannot be read .*: delete it, and --resume trains anew"
+    ):
         run(settings, folder, resume=True, say=quiet)
 
 
@@ -517,14 +617,18 @@ def test_rounding_that_switches_units_is_no_mistake(tmp_path):
 
 def test_rounding_that_switches_units_does_not_spoil_norms(tmp_path):
     """Seed 1132 of these sizes: switched units change the norm of a product in one layer by a third."""
-    report = run(Settings(model="resnet18", batch=6, probes=9, width=2, seed=1132), tmp_path, say=quiet)
+    report = run(
+        Settings(model="resnet18", batch=6, probes=9, width=2, seed=1132), tmp_path, say=quiet
+    )
     assert report["found"]["kinks"]["flipped"]
     assert report["passed"]
 
 
 def test_a_variance_that_is_not_told_from_zero_is_left_out(tmp_path):
     """Seed 102 of these sizes has layers of a few parameters whose norms are not known well enough."""
-    report = run(Settings(model="resnet18", batch=6, probes=8, width=1, seed=102), tmp_path, say=quiet)
+    report = run(
+        Settings(model="resnet18", batch=6, probes=8, width=1, seed=102), tmp_path, say=quiet
+    )
     assert "no variance told from zero" in report["checks"]["joint z-test of the layers"]["detail"]
     assert report["passed"]
     assert None in [row["z"] for row in report["layers"].values()]
@@ -553,7 +657,11 @@ def test_the_stages_are_in_the_order_of_their_needs():
 
 def test_doctor_says_what_there_is_and_that_it_works():
     process = subprocess.run(
-        [sys.executable, "-m", "hesstheory", "doctor"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "hesstheory", "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert process.returncode == 0, process.stderr
     assert "torch" in process.stdout

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import hesstheory.logit_space
+import hesstheory.loss_root
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-import hesstheory.logit_space
-import hesstheory.loss_root
 from hesstheory import (
     BlockSeparatedTrace,
     ControlVariateTrace,
@@ -29,8 +29,9 @@ from hesstheory import (
     sample_traces,
     zoo,
 )
-from hesstheory.logit_space import fitted, linearised, rules_that_hold
-from hesstheory.loss_root import loss_root
+from hesstheory.outputs.loss_root import loss_root
+from hesstheory.outputs.per_sample import linearised, rules_that_hold
+from hesstheory.outputs.traces import fitted
 
 
 def close(found, expected):
@@ -82,7 +83,9 @@ class Scaled(nn.Module):
 
 
 def _conv(**options):
-    return lambda: nn.Sequential(nn.Conv2d(4, 6, 3, **options), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3))
+    return lambda: nn.Sequential(
+        nn.Conv2d(4, 6, 3, **options), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(3)
+    )
 
 
 IMAGES, ROWS = (7, 4, 6, 6), (7, 4)
@@ -93,9 +96,20 @@ MODELS = {
     "groups": (_conv(groups=2), IMAGES),
     "named padding": (_conv(padding="same"), IMAGES),
     "circular padding": (_conv(padding=1, padding_mode="circular"), IMAGES),
-    "1-d": (lambda: nn.Sequential(nn.Conv1d(4, 3, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), (7, 4, 8)),
-    "batch norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)), ROWS),
-    "sequences": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)), (7, 9, 4)),
+    "1-d": (
+        lambda: nn.Sequential(
+            nn.Conv1d(4, 3, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)
+        ),
+        (7, 4, 8),
+    ),
+    "batch norm": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3)),
+        ROWS,
+    ),
+    "sequences": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3)),
+        (7, 9, 4),
+    ),
     "no rule": (Scaled, ROWS),
 }
 
@@ -149,7 +163,9 @@ def test_nothing_is_changed(generator):
     before = copy.deepcopy(problem.model.state_dict())
     exact_traces(problem)
     assert all(torch.equal(before[key], value) for key, value in problem.model.state_dict().items())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in problem.model.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in problem.model.modules()
+    )
     assert all(p.grad is None for p in problem.model.parameters())
 
 
@@ -169,7 +185,11 @@ def test_sample_traces_of_tensors_without_a_rule_and_without_a_use(build):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.shift, self.unused, self.linear = nn.Parameter(torch.randn(6)), nn.Linear(2, 2), nn.Linear(6, 3)
+            self.shift, self.unused, self.linear = (
+                nn.Parameter(torch.randn(6)),
+                nn.Linear(2, 2),
+                nn.Linear(6, 3),
+            )
 
         def forward(self, x):
             return self.linear((x + self.shift).relu())
@@ -213,7 +233,9 @@ def test_a_target_that_is_not_known(generator):
 
 def test_a_loss_that_is_not_convex_is_refused(build):
     model = build(lambda: nn.Linear(3, 2)).double()
-    problem = Problem(model, lambda f, y: -(f - y).square().mean(), [(torch.ones(4, 3), torch.zeros(4, 2))])
+    problem = Problem(
+        model, lambda f, y: -(f - y).square().mean(), [(torch.ones(4, 3), torch.zeros(4, 2))]
+    )
     with pytest.raises(NotConvex, match="not convex"):
         exact_traces(problem)
 
@@ -221,7 +243,9 @@ def test_a_loss_that_is_not_convex_is_refused(build):
 def test_a_loss_that_couples_samples_is_refused(build):
     model, x = build(lambda: nn.Linear(3, 2)).double(), build(lambda: torch.randn(4, 3))
     with pytest.warns(UserWarning, match="not the mean"):
-        problem = Problem(model, lambda f, y: (f - f.mean(0)).square().mean(), [(x, torch.zeros(4, 2))])
+        problem = Problem(
+            model, lambda f, y: (f - f.mean(0)).square().mean(), [(x, torch.zeros(4, 2))]
+        )
     with pytest.raises(ValueError, match="another one"):
         exact_traces(problem)
 
@@ -235,14 +259,19 @@ def test_numbers_of_probes_are_checked(num_probes):
 # --- sure outputs -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "margin"), [(torch.float64, 20.0), (torch.float32, 10.0), (torch.float32, 14.0)])
+@pytest.mark.parametrize(
+    ("dtype", "margin"), [(torch.float64, 20.0), (torch.float32, 10.0), (torch.float32, 14.0)]
+)
 def test_a_softmax_that_is_sure_of_every_sample_is_still_convex(dtype, margin, generator):
     """Its curvature is then a difference of terms that are larger by many orders, in each of 40 draws."""
     model = nn.Linear(3, 3, bias=False, device="meta").to_empty(device="cpu").to(dtype)
     with torch.no_grad():
         model.weight.copy_(torch.eye(3))
     for _ in range(40):
-        logits, labels = torch.randn(4, 3, generator=generator), torch.randint(3, (4,), generator=generator)
+        logits, labels = (
+            torch.randn(4, 3, generator=generator),
+            torch.randint(3, (4,), generator=generator),
+        )
         logits[range(4), labels] += margin
         problem = Problem(model, F.cross_entropy, [(logits.to(dtype), labels)])
         S = loss_root(problem, problem.outputs(problem.batches[0]), problem.batches[0]).double()
@@ -256,7 +285,9 @@ def test_a_loss_with_weights_of_its_own_dtype(generator):
     problem = zoo.problem("tiny_relu", generator, num_samples=6, dtype=torch.float32)
     weights = torch.linspace(1, 2, 3)[: problem.outputs(problem.batches[0]).shape[1]].float()
     weighted = Problem(
-        problem.model, lambda f, y: F.cross_entropy(f, y, weights, reduction="none").mean(), problem.batches
+        problem.model,
+        lambda f, y: F.cross_entropy(f, y, weights, reduction="none").mean(),
+        problem.batches,
     )
     H = hessian(weighted) @ torch.eye(weighted.num_params, dtype=torch.float32)
     expected = [float(H[i][:, i].trace()) for i in weighted.index.values()]
@@ -276,13 +307,19 @@ def test_the_residual_is_hessian_minus_gauss_newton(name, generator):
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("separated", [True, False])
 @pytest.mark.parametrize("name", ["tanh_mlp", "attention", "relu_mlp"])
-def test_control_variates_are_traces_of_g_plus_forms_of_the_residual(name, exact, separated, generator):
+def test_control_variates_are_traces_of_g_plus_forms_of_the_residual(
+    name, exact, separated, generator
+):
     problem = zoo.problem(name, generator, num_samples=6)
     state = generator.get_state()
     found = ControlVariateTrace(5, exact=exact, separated=separated)(problem, generator)
     generator.set_state(state)
-    forms = (BlockSeparatedTrace if separated else LayerwiseTrace)(5, matrix=residual)(problem, generator).samples
-    of_ggn = exact_traces(problem, "ggn") if exact else LogitProbeTrace(5)(problem, generator).samples
+    forms = (BlockSeparatedTrace if separated else LayerwiseTrace)(5, matrix=residual)(
+        problem, generator
+    ).samples
+    of_ggn = (
+        exact_traces(problem, "ggn") if exact else LogitProbeTrace(5)(problem, generator).samples
+    )
     expected = forms + of_ggn
     assert (found.samples - expected).abs().max().max() <= 1e-14 * expected.abs().max().max()
     assert found.num_matvecs == 5 * (len(problem.partition.blocks) if separated else 1)
@@ -291,7 +328,10 @@ def test_control_variates_are_traces_of_g_plus_forms_of_the_residual(name, exact
 def test_control_variates_take_probes(generator):
     problem = zoo.problem("tanh_mlp", generator, num_samples=6)
     basis = problem.num_params**0.5 * torch.eye(problem.num_params)
-    found, expected = ControlVariateTrace()(problem, probes=basis).value, hessian(problem).trace_by_block()
+    found, expected = (
+        ControlVariateTrace()(problem, probes=basis).value,
+        hessian(problem).trace_by_block(),
+    )
     assert (found - expected).abs().max() < 1e-12 * expected.abs().max()
     with pytest.raises(TypeError, match=r"pass a torch.Generator beside probes="):
         ControlVariateTrace(exact=False)(problem, probes=basis)
@@ -300,7 +340,9 @@ def test_control_variates_take_probes(generator):
 def test_a_penalty_inside_the_loss_is_not_a_residual(generator):
     problem = zoo.problem("tanh_mlp", generator, num_samples=6)
     weight = next(problem.model.parameters())
-    penalised = Problem(problem.model, lambda f, y: F.cross_entropy(f, y) + weight.square().sum(), problem.batches)
+    penalised = Problem(
+        problem.model, lambda f, y: F.cross_entropy(f, y) + weight.square().sum(), problem.batches
+    )
     with pytest.raises(ValueError, match=r"use hessian\(problem\) - ggn\(problem\)"):
         ControlVariateTrace(2)(penalised, generator)
 
@@ -325,7 +367,9 @@ def test_batches_are_cut_to_the_free_memory(generator, monkeypatch):
     assert 1 < max(fitted(problem).batch_sizes) < max(problem.batch_sizes)
     close(exact_traces(problem), expected)
     monkeypatch.setattr(hesstheory.logit_space, "free_memory", lambda device: 1000)
-    with pytest.raises(MemoryError, match=r"a single sample takes about [0-9,]+ bytes and 500 may be used"):
+    with pytest.raises(
+        MemoryError, match=r"a single sample takes about [0-9,]+ bytes and 500 may be used"
+    ):
         exact_traces(problem)
 
 
@@ -334,7 +378,9 @@ def test_batches_are_cut_to_the_free_memory(generator, monkeypatch):
 
 @pytest.mark.parametrize("loss", [F.mse_loss, F.binary_cross_entropy_with_logits, F.huber_loss])
 def test_outputs_of_one_number_need_no_second_axis(loss, generator):
-    model = nn.Sequential(nn.Linear(4, 3, device="meta"), nn.ReLU(), nn.Linear(3, 1, device="meta"), nn.Flatten(0))
+    model = nn.Sequential(
+        nn.Linear(4, 3, device="meta"), nn.ReLU(), nn.Linear(3, 1, device="meta"), nn.Flatten(0)
+    )
     model.double().to_empty(device="cpu")
     with torch.no_grad():
         for p in model.parameters():
@@ -381,7 +427,9 @@ SHAPES = {
     "rows of another axis": lambda m, x: m.b(m.a(x).relu().mean(1) + m.c(torch.eye(6, 4)).mean(0)),
     "hook": _doubled,
     "output not used": _unused_call,
-    "weight scaled": lambda m, x: m.b(torch.func.functional_call(m.a, {"weight": 3 * m.a.weight}, (x,)).relu().mean(1)),
+    "weight scaled": lambda m, x: m.b(
+        torch.func.functional_call(m.a, {"weight": 3 * m.a.weight}, (x,)).relu().mean(1)
+    ),
 }
 
 
@@ -394,7 +442,10 @@ def test_what_a_model_does_to_the_batch_changes_no_number(shape, samples, genera
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator))
-    data = torch.randn(samples, 6, 5, generator=generator), torch.randint(3, (samples,), generator=generator)
+    data = (
+        torch.randn(samples, 6, 5, generator=generator),
+        torch.randint(3, (samples,), generator=generator),
+    )
     problem = Problem(model, F.cross_entropy, [data])
     expected = ggn(problem).trace_by_block()
     close(exact_traces(problem, "ggn"), expected)
@@ -405,15 +456,21 @@ def test_what_a_model_does_to_the_batch_changes_no_number(shape, samples, genera
 def test_outputs_that_are_rows_of_tokens(generator):
     """A language model that returns tokens × vocabulary, with positions and a pruned head."""
     with torch.device("meta"):
-        model = nn.ModuleDict({"tok": nn.Embedding(7, 4), "pos": nn.Embedding(5, 4), "head": nn.Linear(4, 7)})
+        model = nn.ModuleDict(
+            {"tok": nn.Embedding(7, 4), "pos": nn.Embedding(5, 4), "head": nn.Linear(4, 7)}
+        )
     model = model.to_empty(device="cpu").double()
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn(p.shape, generator=generator))
     prune.l1_unstructured(model["head"], "weight", 0.5)
-    model.forward = lambda x: model["head"](model["tok"](x) + model["pos"](torch.arange(5))).reshape(-1, 7)
+    model.forward = lambda x: model["head"](
+        model["tok"](x) + model["pos"](torch.arange(5))
+    ).reshape(-1, 7)
     tokens = torch.randint(7, (4, 5), generator=generator)
-    problem = Problem(model, lambda f, y: F.cross_entropy(f, y.flatten()), [(tokens, tokens.roll(1, 1))])
+    problem = Problem(
+        model, lambda f, y: F.cross_entropy(f, y.flatten()), [(tokens, tokens.roll(1, 1))]
+    )
     close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
 
 
@@ -473,7 +530,8 @@ def test_a_bend_under_another_name_is_refused(bend, reason, generator):
 
 
 @pytest.mark.parametrize(
-    "measure", [exact_traces, sample_traces, lambda model: LogitProbeTrace(2)(model, torch.Generator())]
+    "measure",
+    [exact_traces, sample_traces, lambda model: LogitProbeTrace(2)(model, torch.Generator())],
 )
 def test_a_model_is_no_problem(measure):
     with pytest.raises(TypeError, match="pass a Problem, not a ReLU"):
@@ -533,7 +591,9 @@ def test_a_layer_that_is_dead_for_all_samples_costs_a_pass_for_a_column(generato
 
     problem.model.forward = counted
     assert exact_traces(problem, "ggn")["a"] == 0
-    assert len(passes) == 3 + 2 * 2, "three trials, and for two columns one of the rules and one of the others"
+    assert len(passes) == 3 + 2 * 2, (
+        "three trials, and for two columns one of the rules and one of the others"
+    )
 
 
 def _bent_behind(generator, monkeypatch, bend):
@@ -545,7 +605,9 @@ def _bent_behind(generator, monkeypatch, bend):
         delattr(model, name)
     model = drawn(model, generator)
     model.a.bias = None
-    return Problem(model, F.cross_entropy, [(torch.randn(6, 6, 5, generator=generator), torch.arange(6) % 3)])
+    return Problem(
+        model, F.cross_entropy, [(torch.randn(6, 6, 5, generator=generator), torch.arange(6) % 3)]
+    )
 
 
 def test_a_bend_of_rounding_is_none(generator, monkeypatch):
@@ -559,7 +621,9 @@ def test_a_bend_of_rounding_is_none(generator, monkeypatch):
 @pytest.mark.parametrize("bend", [torch.exp, lambda w: w + 1e-6 * w**2])
 def test_a_bend_that_the_graph_hides_is_found(bend, generator, monkeypatch):
     problem = _bent_behind(generator, monkeypatch, bend)
-    with pytest.raises(NotPiecewiseLinear, match=r"although the graph looks piecewise linear: in parameter .*'ggn'"):
+    with pytest.raises(
+        NotPiecewiseLinear, match=r"although the graph looks piecewise linear: in parameter .*'ggn'"
+    ):
         exact_traces(problem)
 
 
@@ -576,7 +640,9 @@ def test_linear_operations_are_let_through(linear, generator):
         model = Shaped(lambda m, x: m.b(linear(m.a(x)).relu()))
     model = drawn(model, generator)
     del model.c
-    problem = Problem(model, F.cross_entropy, [(torch.randn(6, 5, generator=generator), torch.arange(6) % 3)])
+    problem = Problem(
+        model, F.cross_entropy, [(torch.randn(6, 5, generator=generator), torch.arange(6) % 3)]
+    )
     close(exact_traces(problem), hessian(problem).trace_by_block())
 
 
@@ -589,21 +655,27 @@ def test_a_loss_without_a_second_derivative(target, samples, generator):
     model = drawn(nn.Linear(3, 4, device="meta"), generator)
     data = torch.randn(samples, 3, generator=generator), torch.arange(samples)
     problem = Problem(model, nn.MultiMarginLoss(), [data])
-    with pytest.raises(NotTwiceDifferentiable, match="replace it by differentiable torch operations"):
+    with pytest.raises(
+        NotTwiceDifferentiable, match="replace it by differentiable torch operations"
+    ):
         exact_traces(problem, target)
 
 
 def test_a_penalty_inside_the_loss_is_refused_for_the_hessian(generator):
     problem = zoo.problem("tiny_relu", generator, num_samples=6)
     weight = next(problem.model.parameters())
-    penalised = Problem(problem.model, lambda f, y: F.cross_entropy(f, y) + weight.square().sum(), problem.batches)
+    penalised = Problem(
+        problem.model, lambda f, y: F.cross_entropy(f, y) + weight.square().sum(), problem.batches
+    )
     with pytest.raises(ValueError, match="loss_fn reads parameters of the model by itself"):
         exact_traces(penalised)
     close(exact_traces(penalised, "ggn"), ggn(problem).trace_by_block())
 
 
 SOFTMAX_LIKE = {
-    "weights": lambda f, y: F.cross_entropy(f, y, torch.tensor([1.0, 2.0, 0.5]), reduction="none").mean(),
+    "weights": lambda f, y: F.cross_entropy(
+        f, y, torch.tensor([1.0, 2.0, 0.5]), reduction="none"
+    ).mean(),
     "smoothed": lambda f, y: F.cross_entropy(f, y, label_smoothing=0.2),
     "temperature": lambda f, y: F.cross_entropy(f / 3, y),
     "focal": lambda f, y: F.cross_entropy(f, y) + 1e-9 * f.square().mean(),
@@ -627,7 +699,9 @@ def test_a_root_in_closed_form_serves_a_softmax_alone(name, scale, generator):
 
 
 def test_probes_of_samples_must_not_depend_on_one_another():
-    with pytest.raises(ValueError, match=r"every sample needs an ε of its own.*pass Rademacher\(\)"):
+    with pytest.raises(
+        ValueError, match=r"every sample needs an ε of its own.*pass Rademacher\(\)"
+    ):
         LogitProbeTrace(4, probe=HadamardColumns())
 
 
@@ -666,7 +740,10 @@ class Attends(nn.Module):
 
 
 def attending(build, spoilt=""):
-    model, x = build(lambda: Attends(spoilt)).double().eval(), build(lambda: torch.randn(12, 5, 4)).double()
+    model, x = (
+        build(lambda: Attends(spoilt)).double().eval(),
+        build(lambda: torch.randn(12, 5, 4)).double(),
+    )
     return Problem(model, F.cross_entropy, [(x, torch.arange(12) % 3)])
 
 
@@ -689,8 +766,12 @@ def test_side_by_side_is_one_by_one(build):
         assert not together[name].requires_grad
 
 
-@pytest.mark.parametrize("spoilt", ["mean of the batch", "size of the batch", "slope of the batch", "a number"])
-def test_a_model_that_is_another_one_for_single_samples_is_differentiated_in_its_batch(spoilt, build):
+@pytest.mark.parametrize(
+    "spoilt", ["mean of the batch", "size of the batch", "slope of the batch", "a number"]
+)
+def test_a_model_that_is_another_one_for_single_samples_is_differentiated_in_its_batch(
+    spoilt, build
+):
     problem = attending(build, spoilt)
     line = linearised(problem, problem.batches[0])
     assert line._alone is None

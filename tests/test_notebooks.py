@@ -25,7 +25,10 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.delenv("MPLBACKEND", raising=False)
     notebook = jupytext.read(path)
     client = NotebookClient(
-        notebook, timeout=2 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        notebook,
+        timeout=2 * SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(tmp_path)}},
     )
     start = time.perf_counter()
     client.execute()
@@ -34,5 +37,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     complaints = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not complaints
-    assert any("image/png" in output.get("data", {}) for output in outputs), "a notebook shows figures"
+    assert any("image/png" in output.get("data", {}) for output in outputs), (
+        "a notebook shows figures"
+    )
     assert elapsed < SECONDS

@@ -99,8 +99,14 @@ MODE = "call model.eval"
 BATCHES = {
     "empty list": ([], "pass at least one"),
     "empty batch": ([tuple(part[:0] for part in data())], "drop it"),
-    "second batch empty": ([data(), tuple(part[:0] for part in data())], "batch 1 has no samples: drop it"),
-    "lengths differ": ([(data()[0], data()[1][:5])], "8 inputs but 5 targets: give one target per input"),
+    "second batch empty": (
+        [data(), tuple(part[:0] for part in data())],
+        "batch 1 has no samples: drop it",
+    ),
+    "lengths differ": (
+        [(data()[0], data()[1][:5])],
+        "8 inputs but 5 targets: give one target per input",
+    ),
     "no pair": ([data()[0]], r"pass \(inputs, targets\)"),
     "three parts": ([(*data(), data()[1])], r"pass \(inputs, targets\)"),
     "scalars": ([(torch.tensor(1.0), torch.tensor(1.0))], "samples along axis 0"),
@@ -117,34 +123,59 @@ def test_bad_batches_are_refused(batches, cure, build, unchecked):
 
 MODELS = {
     "NaN parameter": (lambda: poisoned(mlp(), torch.nan), "0.weight holds NaN.*restore"),
-    "infinite parameter": (lambda: poisoned(mlp(), -torch.inf), "0.weight holds NaN or infinity: restore"),
+    "infinite parameter": (
+        lambda: poisoned(mlp(), -torch.inf),
+        "0.weight holds NaN or infinity: restore",
+    ),
     "nothing trainable": (lambda: mlp().requires_grad_(False), "requires_grad_"),
     "no parameter": (lambda: nn.Flatten(), "no trainable parameter"),
-    "several dtypes": (lambda: changed(mlp(), lambda model: model[0].float()), "bring the model to one"),
-    "several devices": (lambda: changed(mlp(), lambda model: model[0].to("meta")), "bring the model to one"),
-    "complex": (lambda: nn.ParameterList([torch.zeros(3, dtype=torch.complex128)]), r"\.double\(\)"),
-    "two parameters over one storage": (two_parameters_over_one_storage, "assign the same nn.Parameter"),
+    "several dtypes": (
+        lambda: changed(mlp(), lambda model: model[0].float()),
+        "bring the model to one",
+    ),
+    "several devices": (
+        lambda: changed(mlp(), lambda model: model[0].to("meta")),
+        "bring the model to one",
+    ),
+    "complex": (
+        lambda: nn.ParameterList([torch.zeros(3, dtype=torch.complex128)]),
+        r"\.double\(\)",
+    ),
+    "two parameters over one storage": (
+        two_parameters_over_one_storage,
+        "assign the same nn.Parameter",
+    ),
     "two parameters that overlap": (
-        lambda: over_one_buffer(lambda flat: flat[:12].view(4, 3), lambda flat: flat[11:19].view(2, 4)),
+        lambda: over_one_buffer(
+            lambda flat: flat[:12].view(4, 3), lambda flat: flat[11:19].view(2, 4)
+        ),
         "0.weight and 2.weight.*give one a clone",
     ),
     "two parameters that overlap in one entry, upside down": (
-        lambda: over_one_buffer(lambda flat: flat[9::2][:12].view(4, 3), lambda flat: flat[2:10].view(4, 2).t()),
+        lambda: over_one_buffer(
+            lambda flat: flat[9::2][:12].view(4, 3), lambda flat: flat[2:10].view(4, 2).t()
+        ),
         "2.weight and 0.weight.*give one a clone",
     ),
     "arrays that overlap": (
         lambda: over_one_buffer(
-            lambda flat: flat[:12].view(4, 3), lambda flat: torch.from_numpy(flat.numpy()[4:12]).view(2, 4)
+            lambda flat: flat[:12].view(4, 3),
+            lambda flat: torch.from_numpy(flat.numpy()[4:12]).view(2, 4),
         ),
         "0.weight and 2.weight.*give one a clone",
     ),
     "expanded parameter": (expanded, r"0.weight share memory.*expand it in forward, or.*clone\(\)"),
     "sliding windows": (
-        lambda: over_one_buffer(lambda flat: flat[:6].unfold(0, 3, 1), lambda flat: flat[6:14].view(2, 4)),
+        lambda: over_one_buffer(
+            lambda flat: flat[:6].unfold(0, 3, 1), lambda flat: flat[6:14].view(2, 4)
+        ),
         r"0.weight share memory.*clone\(\)",
     ),
     "meta device": (lambda: mlp().to("meta"), r"to_empty\(\)"),
-    "lazy layer": (lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)), r"0.weight, 0.bias.*call model\(inputs\)"),
+    "lazy layer": (
+        lambda: nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2)),
+        r"0.weight, 0.bias.*call model\(inputs\)",
+    ),
     "lazy buffers": (
         lambda: nn.Sequential(mlp(), nn.LazyBatchNorm1d(affine=False)).eval(),
         r"1.running_mean.*call model\(inputs\)",
@@ -161,11 +192,19 @@ MODELS = {
         MODE,
     ),
     "dropout of attention": (
-        lambda: changed(nn.Sequential(mlp()), lambda model: model.add_module("heads", attention(dropout=0.5))),
+        lambda: changed(
+            nn.Sequential(mlp()), lambda model: model.add_module("heads", attention(dropout=0.5))
+        ),
         "heads.*" + MODE,
     ),
-    "functional dropout": (lambda: between_layers(lambda h: F.dropout(h, 0.5)), "functional dropout.*" + MODE),
-    "functional dropout in eval mode": (lambda: between_layers(lambda h: F.dropout(h, 0.5)).eval(), "is random"),
+    "functional dropout": (
+        lambda: between_layers(lambda h: F.dropout(h, 0.5)),
+        "functional dropout.*" + MODE,
+    ),
+    "functional dropout in eval mode": (
+        lambda: between_layers(lambda h: F.dropout(h, 0.5)).eval(),
+        "is random",
+    ),
 }
 
 
@@ -196,7 +235,10 @@ def test_harmless_train_mode_is_allowed(dropout, build):
 DISJOINT = {
     "one after the other": (lambda flat: flat[:12].view(4, 3), lambda flat: flat[12:20].view(2, 4)),
     "transposed": (lambda flat: flat[8:20].view(3, 4).t(), lambda flat: flat[:8].view(4, 2).t()),
-    "every other entry": (lambda flat: flat[::2][:12].view(4, 3), lambda flat: flat[1::2][:8].view(2, 4)),
+    "every other entry": (
+        lambda flat: flat[::2][:12].view(4, 3),
+        lambda flat: flat[1::2][:8].view(2, 4),
+    ),
     "columns": (lambda flat: flat.view(4, 10)[:, :3], lambda flat: flat.view(4, 10)[:, 3:5].t()),
 }
 
@@ -205,7 +247,9 @@ DISJOINT = {
 def test_views_of_one_buffer_that_do_not_overlap_are_allowed(views, build):
     model = build(lambda: over_one_buffer(*views))
     copied = copy.deepcopy(model)
-    seen, expected = (hessian(Problem(net, F.mse_loss, [data()])).to_dense() for net in (model, copied))
+    seen, expected = (
+        hessian(Problem(net, F.mse_loss, [data()])).to_dense() for net in (model, copied)
+    )
     torch.testing.assert_close(seen, expected, rtol=1e-12, atol=1e-14)
 
 
@@ -218,7 +262,10 @@ WRONG_TYPES = {
     "no batches": ({"batches": None}, r"batches is a NoneType: pass a list of \(inputs, targets\)"),
     "a tensor for batches": ({"batches": torch.ones(8, 3)}, "batches is a Tensor: pass a list"),
     "a dict for batches": ({"batches": dict([data()])}, "batches is a dict: pass a list"),
-    "a data set for batches": ({"batches": TensorDataset(*data())}, "batches is a TensorDataset: .*or a DataLoader"),
+    "a data set for batches": (
+        {"batches": TensorDataset(*data())},
+        "batches is a TensorDataset: .*or a DataLoader",
+    ),
     "a dict for a partition": ({"partition": {"all": ("0.weight",)}}, r"pass Partition\(blocks\)"),
 }
 
@@ -269,14 +316,20 @@ FAILING = {
 def test_a_forward_pass_that_fails_is_explained(model, batches, cure, build):
     with pytest.raises(ValueError, match=cure) as caught:
         Problem(build(model), F.mse_loss, batches)
-    assert isinstance(caught.value.__cause__, RuntimeError | TypeError | AttributeError | LookupError)
+    assert isinstance(
+        caught.value.__cause__, RuntimeError | TypeError | AttributeError | LookupError
+    )
     assert (LIST in str(caught.value)) == (cure == LIST)
 
 
 def test_a_forward_pass_that_says_itself_what_is_wrong_is_left_alone(build):
     for error in (NotTwiceDifferentiable("no second derivative"), ValueError("own words")):
         with pytest.raises(type(error)) as caught:
-            Problem(build(lambda error=error: between_layers(partial(raising, error))), F.mse_loss, [data()])
+            Problem(
+                build(lambda error=error: between_layers(partial(raising, error))),
+                F.mse_loss,
+                [data()],
+            )
         assert caught.value is error
 
 
@@ -303,8 +356,16 @@ NO_MEANS = {
     "class weights, seen in batch 1 only": (mlp, CLASS_WEIGHTS, classes([0, 0, 0, 0, 1, 1, 0, 1])),
     "ignored targets in batch 1": (mlp, F.cross_entropy, classes([0, 1, 0, 0, -100, 1, 0, 1])),
     "the first target ignored": (mlp, F.cross_entropy, classes([-100, 1, 0, 0, 1, 1, 0, 1])),
-    "all targets but the first of batch 1 ignored": (mlp, F.cross_entropy, classes([0, 1, 0, 0] + [-100] * 4)),
-    "sum over a tuple of outputs": (lambda: nn.Sequential(mlp(), Calls(lambda x: (x, x))), pair_sum_loss, data()[1]),
+    "all targets but the first of batch 1 ignored": (
+        mlp,
+        F.cross_entropy,
+        classes([0, 1, 0, 0] + [-100] * 4),
+    ),
+    "sum over a tuple of outputs": (
+        lambda: nn.Sequential(mlp(), Calls(lambda x: (x, x))),
+        pair_sum_loss,
+        data()[1],
+    ),
 }
 
 
@@ -313,7 +374,8 @@ def test_a_loss_that_is_no_mean_is_refused_on_several_batches(model, loss_fn, ta
     batches = halves(data()[0], targets)
     model = build(model)
     with pytest.raises(
-        ValueError, match=r"not the mean over samples.*use reduction='mean', or pass all samples as one"
+        ValueError,
+        match=r"not the mean over samples.*use reduction='mean', or pass all samples as one",
     ):
         Problem(model, loss_fn, batches)
     with pytest.warns(UserWarning, match="as it stands"):
@@ -327,7 +389,9 @@ def test_a_loss_that_is_no_mean_is_taken_as_it_stands_on_one_batch(build):
     with pytest.warns(UserWarning, match="not the mean over samples.*as it stands"):
         total = Problem(model, sum_loss, [(inputs, targets)])
     mean = Problem(model, F.mse_loss, [(inputs, targets)])
-    torch.testing.assert_close(hessian(total).to_dense(), targets.numel() * hessian(mean).to_dense())
+    torch.testing.assert_close(
+        hessian(total).to_dense(), targets.numel() * hessian(mean).to_dense()
+    )
 
 
 @pytest.mark.parametrize("targets", [[-100, 1, 0], [1, -100, -100]], ids=["first", "others"])
@@ -336,7 +400,9 @@ def test_a_part_whose_targets_are_all_ignored_is_named(targets, build):
         problem = Problem(build(mlp), F.cross_entropy, [(data(3)[0], classes(targets))])
     used = torch.tensor(targets) >= 0
     kept = Problem(problem.model, F.cross_entropy, [(data(3)[0][used], classes(targets)[used])])
-    torch.testing.assert_close(hessian(problem).to_dense(), hessian(kept).to_dense(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        hessian(problem).to_dense(), hessian(kept).to_dense(), rtol=1e-12, atol=1e-14
+    )
     with pytest.raises(ValueError, match="drop a batch whose targets are all ignored"):
         Problem(problem.model, F.cross_entropy, [(data(3)[0], classes([-100] * 3))])
 
@@ -358,7 +424,11 @@ def test_a_loss_that_is_no_number_is_refused(loss_fn, build, unchecked):
 def test_a_loss_that_becomes_nan_later_is_refused(build):
     problem = Problem(build(mlp), F.mse_loss, [data()])
     poisoned(problem.model, torch.nan)
-    for look in (hessian(problem).to_dense, ggn(problem).to_dense, lambda: LayerwiseTrace(2)(problem, STREAM())):
+    for look in (
+        hessian(problem).to_dense,
+        ggn(problem).to_dense,
+        lambda: LayerwiseTrace(2)(problem, STREAM()),
+    ):
         with pytest.raises(ValueError, match="look for NaN"):
             look()
 
@@ -391,7 +461,9 @@ class Sloped(nn.Module):
 
 def changeable():
     frozen = nn.Linear(2, 2).requires_grad_(False)
-    return nn.Sequential(nn.Linear(3, 4), Sloped(), nn.Linear(4, 2), frozen, nn.Dropout(), nn.BatchNorm1d(2)).eval()
+    return nn.Sequential(
+        nn.Linear(3, 4), Sloped(), nn.Linear(4, 2), frozen, nn.Dropout(), nn.BatchNorm1d(2)
+    ).eval()
 
 
 @pytest.mark.parametrize(("change", "what"), CHANGES.values(), ids=CHANGES)
@@ -434,10 +506,22 @@ def test_a_float32_model_is_guarded_beside_its_copy(build):
 
 
 PARTITIONS = {
-    "unknown tensor": ({"all": ("0.weight", "0.bias", "2.weight", "2.bias", "4.bias")}, "4.bias.*it trains"),
-    "tensor left out": ({"all": ("0.weight", "0.bias", "2.weight")}, "leaves out.*2.bias.*into a block"),
-    "tensor twice": ({"a": ("0.weight", "0.bias", "2.weight"), "b": ("2.weight", "2.bias")}, "belongs to one block"),
-    "empty block": ({"all": ("0.weight", "0.bias", "2.weight", "2.bias"), "none": ()}, "none.*drop them"),
+    "unknown tensor": (
+        {"all": ("0.weight", "0.bias", "2.weight", "2.bias", "4.bias")},
+        "4.bias.*it trains",
+    ),
+    "tensor left out": (
+        {"all": ("0.weight", "0.bias", "2.weight")},
+        "leaves out.*2.bias.*into a block",
+    ),
+    "tensor twice": (
+        {"a": ("0.weight", "0.bias", "2.weight"), "b": ("2.weight", "2.bias")},
+        "belongs to one block",
+    ),
+    "empty block": (
+        {"all": ("0.weight", "0.bias", "2.weight", "2.bias"), "none": ()},
+        "none.*drop them",
+    ),
 }
 
 
@@ -461,9 +545,18 @@ def test_bad_depth_is_refused(build):
 
 
 UNKNOWN = {
-    "block": (lambda problem: hessian(problem).block("0", "fc1"), "no block 'fc1'; the blocks are '0', '2'"),
-    "tensor": (lambda problem: unrolled_hessian(problem, "w"), "no parameter 'w'; the parameters are '0.weight'"),
-    "network": (lambda problem: zoo.problem("resnet1000", STREAM()), "no network 'resnet1000'; the networks are"),
+    "block": (
+        lambda problem: hessian(problem).block("0", "fc1"),
+        "no block 'fc1'; the blocks are '0', '2'",
+    ),
+    "tensor": (
+        lambda problem: unrolled_hessian(problem, "w"),
+        "no parameter 'w'; the parameters are '0.weight'",
+    ),
+    "network": (
+        lambda problem: zoo.problem("resnet1000", STREAM()),
+        "no network 'resnet1000'; the networks are",
+    ),
 }
 
 
@@ -475,7 +568,9 @@ def test_unknown_names_are_answered_with_the_known_ones(ask, cure, build):
 
 def test_numbers_of_the_model_must_be_tensors(build, unchecked):
     problem = Problem(build(mlp), F.mse_loss, [data()])
-    with pytest.raises(ValueError, match="the two matrices belong to different problems: build both from the same"):
+    with pytest.raises(
+        ValueError, match="the two matrices belong to different problems: build both from the same"
+    ):
         hessian(problem) - ggn(problem.with_batches(problem.batches))
 
 
@@ -515,12 +610,18 @@ class Checkpointed(nn.Module):
 
 
 NOT_TWICE = {
-    "once_differentiable": (lambda: between_layers(OnceDifferentiable.apply), "OnceDifferentiable.*write its backward"),
+    "once_differentiable": (
+        lambda: between_layers(OnceDifferentiable.apply),
+        "OnceDifferentiable.*write its backward",
+    ),
     "once_differentiable at the end": (
         lambda: nn.Sequential(nn.Linear(3, 2), Calls(OnceDifferentiable.apply)),
         "OnceDifferentiable.*write its backward",
     ),
-    "no second derivative": (lambda: between_layers(lambda h: torch.cdist(h, h)[:, :4]), "replace it"),
+    "no second derivative": (
+        lambda: between_layers(lambda h: torch.cdist(h, h)[:, :4]),
+        "replace it",
+    ),
 }
 
 
@@ -546,14 +647,20 @@ def test_reentrant_checkpoints_are_refused_and_others_work(build):
         hessian(problem).to_dense()
     problem = Problem(build(lambda: Checkpointed(False)), F.mse_loss, [data()])
     plain = Problem(build(lambda: Checkpointed(False)), F.mse_loss, [data()])
-    plain.model.forward = lambda x: plain.model.last(plain.model.inner(plain.model.first(x).tanh()).tanh())
-    torch.testing.assert_close(hessian(problem).to_dense(), hessian(plain).to_dense(), rtol=1e-12, atol=1e-14)
+    plain.model.forward = lambda x: plain.model.last(
+        plain.model.inner(plain.model.first(x).tanh()).tanh()
+    )
+    torch.testing.assert_close(
+        hessian(problem).to_dense(), hessian(plain).to_dense(), rtol=1e-12, atol=1e-14
+    )
 
 
 def test_a_compiled_model_is_taken_as_it_was_before(build):
     """PyTorch differentiates no compiled function twice; names and numbers are those of the model itself."""
     model, batches = build(mlp), [data()]
-    plain, compiled = (Problem(m, F.mse_loss, batches) for m in (model, torch.compile(model, backend="aot_eager")))
+    plain, compiled = (
+        Problem(m, F.mse_loss, batches) for m in (model, torch.compile(model, backend="aot_eager"))
+    )
     assert compiled.model is model
     assert list(compiled.params) == list(plain.params)
     assert torch.equal(hessian(compiled).to_dense(), hessian(plain).to_dense())
@@ -585,7 +692,11 @@ def test_a_module_compiled_in_place_is_refused(build):
 def test_the_default_attention_kernel_works(build):
     inputs, targets = data()
     fused, plain = (
-        hessian(Problem(build(lambda kernel=kernel: AttentionHead(kernel)), F.mse_loss, [(inputs, targets)])).to_dense()
+        hessian(
+            Problem(
+                build(lambda kernel=kernel: AttentionHead(kernel)), F.mse_loss, [(inputs, targets)]
+            )
+        ).to_dense()
         for kernel in (F.scaled_dot_product_attention, attention_by_hand)
     )
     torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-14)
@@ -623,7 +734,9 @@ def test_frozen_parameters_are_left_out(build):
     problem = Problem(model, F.mse_loss, [data()])
     assert list(problem.params) == ["2.weight", "2.bias"]
     assert list(problem.partition.blocks) == ["2"]
-    torch.testing.assert_close(hessian(problem).to_dense(), H[kept][:, kept], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        hessian(problem).to_dense(), H[kept][:, kept], rtol=1e-12, atol=1e-14
+    )
 
 
 class Detour(nn.Module):
@@ -638,7 +751,9 @@ class Detour(nn.Module):
 
 
 def test_an_unreached_parameter_has_zero_curvature_and_a_warning(build):
-    with pytest.warns(UserWarning, match=r"does not reach idle.weight, idle.bias: .*requires_grad_\(False\)"):
+    with pytest.warns(
+        UserWarning, match=r"does not reach idle.weight, idle.bias: .*requires_grad_\(False\)"
+    ):
         problem = Problem(build(Detour), F.mse_loss, [data()])
     reached = Problem(problem.model.net, F.mse_loss, [data()])
     idle = problem.index["idle"]
@@ -646,7 +761,9 @@ def test_an_unreached_parameter_has_zero_curvature_and_a_warning(build):
         dense = matrix.to_dense()
         assert dense[idle].count_nonzero() == dense[:, idle].count_nonzero() == 0
         assert torch.equal(matrix.block("idle", "net.0"), dense[idle][:, problem.index["net.0"]])
-        torch.testing.assert_close(dense[: len(dense) - len(idle), : len(dense) - len(idle)], of_reached.to_dense())
+        torch.testing.assert_close(
+            dense[: len(dense) - len(idle), : len(dense) - len(idle)], of_reached.to_dense()
+        )
         assert (matrix @ torch.ones(len(dense)))[idle].count_nonzero() == 0
     estimate = LayerwiseTrace(3)(problem, STREAM())
     assert estimate.value["idle"] == estimate.stderr["idle"] == 0
@@ -665,7 +782,9 @@ class Switch(nn.Module):
 
 def test_a_parameter_reached_by_one_batch_only_is_reached(build):
     low, high = torch.full((4, 3), -1.0), torch.full((2, 3), 1.0)
-    problem = Problem(build(Switch), F.mse_loss, [(low, torch.zeros(4, 2)), (high, torch.zeros(2, 2))])
+    problem = Problem(
+        build(Switch), F.mse_loss, [(low, torch.zeros(4, 2)), (high, torch.zeros(2, 2))]
+    )
     H = hessian(problem).to_dense()
     assert H[problem.index["low"]].norm() == pytest.approx(2 * H[problem.index["high"]].norm())
 
@@ -673,7 +792,11 @@ def test_a_parameter_reached_by_one_batch_only_is_reached(build):
 def test_tied_tensors_are_listed_once_under_their_owners():
     problem = zoo.problem("autoencoder", STREAM())
     assert list(problem.params) == ["up.weight", "up.bias", "down.bias"]
-    assert dict(problem.partition.blocks) == {"up+down": ("up.weight",), "up": ("up.bias",), "down": ("down.bias",)}
+    assert dict(problem.partition.blocks) == {
+        "up+down": ("up.weight",),
+        "up": ("up.bias",),
+        "down": ("down.bias",),
+    }
     by_tensor = Partition.by_tensor(problem.model).blocks
     assert dict(by_tensor) == {
         "up.weight+down.weight": ("up.weight",),
@@ -730,11 +853,15 @@ def test_blocks_of_a_partition(cut, sizes, build):
     model = build(Nested)
     problem = Problem(model, F.mse_loss, [data()], cut(model))
     assert {block: len(index) for block, index in problem.index.items()} == sizes
-    assert sorted(torch.cat(list(problem.index.values())).tolist()) == list(range(problem.num_params))
+    assert sorted(torch.cat(list(problem.index.values())).tolist()) == list(
+        range(problem.num_params)
+    )
     H = hessian(problem).to_dense()
     first, *_, last = sizes
     expected = H[problem.index[first]][:, problem.index[last]]
-    torch.testing.assert_close(hessian(problem).block(first, last), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        hessian(problem).block(first, last), expected, rtol=1e-12, atol=1e-14
+    )
     flat = torch.cat([p.detach().flatten() for p in problem.params.values()])
     for block, names in problem.partition.blocks.items():
         named = torch.cat([problem.params[name].detach().flatten() for name in names])
@@ -754,7 +881,11 @@ def parametrized():
 
 def test_parametrized_weights_belong_to_the_layer_that_owns_them(build):
     problem = Problem(build(parametrized), F.mse_loss, [data()])
-    assert {block: len(index) for block, index in problem.index.items()} == {"0.0": 16, "0.2": 10, "1": 8}
+    assert {block: len(index) for block, index in problem.index.items()} == {
+        "0.0": 16,
+        "0.2": 10,
+        "1": 8,
+    }
     stages = Partition.by_module(problem.model)
     assert list(stages.blocks) == ["0", "1"]
 
@@ -807,7 +938,9 @@ def test_a_data_loader_is_read_once_and_leaves_the_global_stream(build):
 
 
 def test_targets_may_be_absent(build):
-    problem = Problem(build(mlp), lambda outputs, targets: outputs.square().mean(), [(data()[0], None)])
+    problem = Problem(
+        build(mlp), lambda outputs, targets: outputs.square().mean(), [(data()[0], None)]
+    )
     assert problem.num_samples == 8
 
 
@@ -838,7 +971,9 @@ def test_a_float32_loss_with_weights_has_an_exact_hessian(build):
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0], dtype=torch.float32))
     with pytest.warns(UserWarning, match="as it stands"):
         problem = Problem(
-            build(mlp).float(), weighted, [(data(dtype=torch.float32)[0], classes([0, 1, 0, 0, 1, 1, 0, 1]))]
+            build(mlp).float(),
+            weighted,
+            [(data(dtype=torch.float32)[0], classes([0, 1, 0, 0, 1, 1, 0, 1]))],
         )
     assert hessian(problem).to_dense().dtype is torch.float64
 
@@ -855,20 +990,29 @@ def test_repr_says_what_is_differentiated(build):
 def everything_about(model):
     """Parameters, gradients, buffers, modes and flags of a model; the global stream is watched by conftest."""
     return {
-        "parameters": {name: p.detach().clone() for name, p in model.named_parameters(remove_duplicate=False)},
+        "parameters": {
+            name: p.detach().clone() for name, p in model.named_parameters(remove_duplicate=False)
+        },
         "identities": {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)},
-        "versions": {name: p._version for name, p in model.named_parameters(remove_duplicate=False)},
+        "versions": {
+            name: p._version for name, p in model.named_parameters(remove_duplicate=False)
+        },
         "gradients": {name: copy.deepcopy(p.grad) for name, p in model.named_parameters()},
         "buffers": {name: b.clone() for name, b in model.named_buffers()},
         "training": {name: module.training for name, module in model.named_modules()},
         "requires_grad": {name: p.requires_grad for name, p in model.named_parameters()},
-        "hooks": {name: (len(m._forward_hooks), len(m._backward_hooks)) for name, m in model.named_modules()},
+        "hooks": {
+            name: (len(m._forward_hooks), len(m._backward_hooks))
+            for name, m in model.named_modules()
+        },
     }
 
 
 def same(before, after):
     if isinstance(before, dict):
-        return before.keys() == after.keys() and all(same(before[key], after[key]) for key in before)
+        return before.keys() == after.keys() and all(
+            same(before[key], after[key]) for key in before
+        )
     return torch.equal(before, after) if isinstance(before, torch.Tensor) else before == after
 
 
@@ -932,7 +1076,11 @@ def test_looking_at_a_model_changes_nothing(network, prepare):
         after = everything_about(model)
         assert [what for what in before if not same(before[what], after[what])] == [], name
         assert torch.equal(stream, torch.get_rng_state()), name
-    assert all(torch.equal(a, b) for old, new in zip(held, batches, strict=True) for a, b in zip(old, new, strict=True))
+    assert all(
+        torch.equal(a, b)
+        for old, new in zip(held, batches, strict=True)
+        for a, b in zip(old, new, strict=True)
+    )
 
 
 def test_a_loss_that_reads_the_model_is_not_copied(build):
@@ -946,7 +1094,9 @@ def test_a_loss_that_reads_the_model_is_not_copied(build):
     problem = Problem(model, penalised, [(inputs, torch.zeros(4, dtype=torch.float32))])
     with pytest.raises(ValueError, match=r"model\.double"):
         problem.double()
-    assert torch.isfinite(hessian(problem) @ torch.ones(problem.num_params, dtype=torch.float32)).all()
+    assert torch.isfinite(
+        hessian(problem) @ torch.ones(problem.num_params, dtype=torch.float32)
+    ).all()
 
 
 def test_the_largest_batch_alone(generator):
@@ -959,13 +1109,21 @@ def test_the_largest_batch_alone(generator):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_norm": 0.5}, "max_norm=0.5, which changes its weights in every forward pass: build it without"),
-        ({"scale_grad_by_freq": True}, "scale_grad_by_freq=True, which makes its gradients no derivatives"),
+        (
+            {"max_norm": 0.5},
+            "max_norm=0.5, which changes its weights in every forward pass: build it without",
+        ),
+        (
+            {"scale_grad_by_freq": True},
+            "scale_grad_by_freq=True, which makes its gradients no derivatives",
+        ),
         ({"sparse": True}, "sparse=True, whose gradients have no second derivative"),
     ],
 )
 def test_embeddings_whose_gradients_are_no_derivatives_are_refused(options, message, build):
-    model = build(lambda: nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(12, 3))).double()
+    model = build(
+        lambda: nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(12, 3))
+    ).double()
     before = copy.deepcopy(model.state_dict())
     batches = [(torch.arange(21).reshape(7, 3) % 5, torch.arange(7) % 3)]
     with pytest.raises(ValueError, match=re.escape(message)):

@@ -22,15 +22,23 @@ def test_python_runs_as_a_reader_would_run_it(tmp_path):
     """All blocks one after another, in a process of their own: torch's default dtype, warnings as errors."""
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks("python")), encoding="utf-8")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
     command = [sys.executable, "-W", "error", str(script)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8"
+    )
 
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     lines = done.stdout.splitlines()
     for expected in ("T2 HOLDS", "T3 HOLDS", "HOLDS [", "batch norm '1' is in train mode"):
-        assert any(line.startswith(expected) for line in lines), f"{expected!r} is not in\n{done.stdout}"
+        assert any(line.startswith(expected) for line in lines), (
+            f"{expected!r} is not in\n{done.stdout}"
+        )
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.splitlines()[0])
@@ -41,8 +49,13 @@ def test_every_use_takes_less_than_ten_lines(block):
 def test_ci_runs_the_two_set_up_commands():
     commands = [block.strip() for block in blocks("bash")]
     assert len(commands) == 2
-    assert commands[0] == "python -m pip install -c constraints.txt -e . && hesstheory validate --profile ci"
-    shown = subprocess.run(["bash", ".ci/run", "--commands"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert (
+        commands[0]
+        == "python -m pip install -c constraints.txt -e . && hesstheory validate --profile ci"
+    )
+    shown = subprocess.run(
+        ["bash", ".ci/run", "--commands"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert shown.stdout.splitlines() == commands
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+import hesstheory.logit_space
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-import hesstheory.logit_space
 from hesstheory import (
     LogitProbeTrace,
     Problem,
@@ -21,9 +21,9 @@ from hesstheory import (
     sample_traces,
     zoo,
 )
-from hesstheory.logit_space import linearised
-from hesstheory.loss_root import loss_root
-from hesstheory.rows import Trial, apart_by_graph
+from hesstheory.autograd.rows import Trial, apart_by_graph
+from hesstheory.outputs.loss_root import loss_root
+from hesstheory.outputs.per_sample import linearised
 
 N = 8
 
@@ -94,7 +94,9 @@ def test_rows_that_are_mixed_or_moved_are_measured_all_the_same(mix):
 
 @pytest.mark.parametrize("mix", [*MIXED.values(), *MOVED.values()], ids=[*MIXED, *MOVED])
 def test_samples_that_are_not_the_same_alone_have_no_rows_of_their_own(mix):
-    with pytest.raises(ValueError, match=r"other outputs in its batch than alone|does not take sample \d alone"):
+    with pytest.raises(
+        ValueError, match=r"other outputs in its batch than alone|does not take sample \d alone"
+    ):
         dual_gram(problem_of(mix))
 
 
@@ -111,7 +113,9 @@ def test_samples_that_were_sorted_inside_are_found_again(build):
     H = per_sample_hessians(problem)
     for block, i in problem.index.items():
         expected = H[:, i][:, :, i].diagonal(dim1=1, dim2=2).sum(1)
-        assert sample_traces(problem)[block].to_numpy() == pytest.approx(expected.numpy(), rel=1e-10)
+        assert sample_traces(problem)[block].to_numpy() == pytest.approx(
+            expected.numpy(), rel=1e-10
+        )
 
 
 @pytest.mark.parametrize("routes", [[[0, 0, 0, 0], [0, 1, 1]], [[0, 0, 0, 0, 1]], [[1, 0, 1, 0]]])
@@ -130,7 +134,10 @@ def test_a_mixture_of_experts(routes, build):
 
     model = build(Experts).double()
     batches = [
-        ((build(lambda r=r: torch.randn(len(r), 6)).double(), torch.tensor(r)), torch.arange(len(r)) % 3)
+        (
+            (build(lambda r=r: torch.randn(len(r), 6)).double(), torch.tensor(r)),
+            torch.arange(len(r)) % 3,
+        )
         for r in routes
     ]
     problem = Problem(model, F.cross_entropy, batches)
@@ -147,31 +154,47 @@ def test_rows_that_are_no_samples_are_refused(shape, build):
         def forward(self, x):
             return super().forward(x.flatten(0, 1) if shape == "folded" else x.transpose(0, 1))
 
-    model, x = build(lambda: Tokens(nn.Identity())).double(), build(lambda: torch.randn(4, 5, 6)).double()
+    model, x = (
+        build(lambda: Tokens(nn.Identity())).double(),
+        build(lambda: torch.randn(4, 5, 6)).double(),
+    )
     loss = (
         (lambda out, y: F.cross_entropy(out, y.flatten()))
         if shape == "folded"
         else (lambda out, y: F.cross_entropy(out.permute(1, 2, 0), y))
     )
     problem = Problem(model, loss, [(x, torch.arange(20).reshape(4, 5) % 3)])
-    with pytest.raises(ValueError, match=r"returns \d+ rows for 4 samples: let it return one for each"):
+    with pytest.raises(
+        ValueError, match=r"returns \d+ rows for 4 samples: let it return one for each"
+    ):
         sample_traces(problem)
-    with pytest.raises(ValueError, match=r"returns \d+ rows for 4 samples: let it return one for each"):
+    with pytest.raises(
+        ValueError, match=r"returns \d+ rows for 4 samples: let it return one for each"
+    ):
         dual_gram(problem)
 
 
 @pytest.mark.filterwarnings("ignore:loss_fn gives")
-@pytest.mark.parametrize("targets", [[0, 1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 2, 2, 2], [0, 1, 2, 3, 4, 5, 5]])
+@pytest.mark.parametrize(
+    "targets", [[0, 1, 1, 1, 2, 2, 2], [1, 1, 1, 0, 2, 2, 2], [0, 1, 2, 3, 4, 5, 5]]
+)
 def test_a_loss_that_couples_any_two_samples_is_refused(targets, build):
     """The distance from the mean of the class: the samples of a class couple."""
 
     def centred(out, y):
         same = (y[:, None] == y).to(out)
-        return F.cross_entropy(out, y) + ((out - same @ out / same.sum(1, keepdim=True)) ** 2).sum(1).mean() / 2
+        return (
+            F.cross_entropy(out, y)
+            + ((out - same @ out / same.sum(1, keepdim=True)) ** 2).sum(1).mean() / 2
+        )
 
     model = build(lambda: nn.Linear(6, 6)).double()
-    problem = Problem(model, centred, [(build(lambda: torch.randn(7, 6)).double(), torch.tensor(targets))])
-    with pytest.raises(ValueError, match="the loss of a sample depends on the outputs of another one"):
+    problem = Problem(
+        model, centred, [(build(lambda: torch.randn(7, 6)).double(), torch.tensor(targets))]
+    )
+    with pytest.raises(
+        ValueError, match="the loss of a sample depends on the outputs of another one"
+    ):
         exact_traces(problem)
 
 
@@ -182,14 +205,24 @@ def test_two_classes_hide_no_coupling(strength, masked, build):
 
     def centred(out, y):
         margin, same = out[:, 1] - out[:, 0], (y[:, None] == y).to(out)
-        return F.cross_entropy(out, y % 2) + strength * ((margin - same @ margin / same.sum(1)) ** 2).mean()
+        return (
+            F.cross_entropy(out, y % 2)
+            + strength * ((margin - same @ margin / same.sum(1)) ** 2).mean()
+        )
 
     class Masked(nn.Linear):
         def forward(self, x):
-            return super().forward(x) + torch.tensor([0, 0, -1e9 * masked] if masked else [0, 0]).to(x)
+            return super().forward(x) + torch.tensor(
+                [0, 0, -1e9 * masked] if masked else [0, 0]
+            ).to(x)
 
-    model, x = build(lambda: Masked(6, 3 if masked else 2)).double(), build(lambda: torch.randn(7, 6)).double()
-    with pytest.raises(ValueError, match="the loss of a sample depends on the outputs of another one"):
+    model, x = (
+        build(lambda: Masked(6, 3 if masked else 2)).double(),
+        build(lambda: torch.randn(7, 6)).double(),
+    )
+    with pytest.raises(
+        ValueError, match="the loss of a sample depends on the outputs of another one"
+    ):
         exact_traces(Problem(model, centred, [(x, torch.tensor([0, 1, 1, 1, 2, 2, 2]))]))
 
 
@@ -210,12 +243,18 @@ def test_a_softmax_whose_maximum_is_taken_over_all_samples_couples_none(build):
 
 
 HOOKED = {
-    "clipped": lambda layer: layer.register_forward_hook(lambda module, args, out: out.clamp(-0.8, 0.8)),
+    "clipped": lambda layer: layer.register_forward_hook(
+        lambda module, args, out: out.clamp(-0.8, 0.8)
+    ),
     "scaled": lambda layer: layer.register_forward_hook(
         lambda module, args, out: out * torch.linspace(0.1, 1, 12)[:, None].to(out)
     ),
-    "clipped before": lambda layer: layer.register_forward_pre_hook(lambda module, args: (F.hardtanh(*args),)),
-    "patched": lambda layer: setattr(layer, "forward", lambda x: F.linear(F.hardtanh(x), layer.weight, layer.bias)),
+    "clipped before": lambda layer: layer.register_forward_pre_hook(
+        lambda module, args: (F.hardtanh(*args),)
+    ),
+    "patched": lambda layer: setattr(
+        layer, "forward", lambda x: F.linear(F.hardtanh(x), layer.weight, layer.bias)
+    ),
 }
 
 
@@ -275,7 +314,9 @@ def test_outputs_without_samples_are_refused(build):
 
     model, x = build(lambda: Scalar(4, 1)).double(), build(lambda: torch.randn(6, 4)).double()
     problem = Problem(model, F.mse_loss, [(x[:5], x[:5, 0]), (x[5:], x[5, 0])])
-    with pytest.raises(ValueError, match=r"the model returns a scalar: let it keep the axis of the samples"):
+    with pytest.raises(
+        ValueError, match=r"the model returns a scalar: let it keep the axis of the samples"
+    ):
         exact_traces(problem)
 
 
@@ -289,7 +330,9 @@ def test_what_the_graph_proves_the_trial_does_not_deny(name, generator):
         problem = zoo.problem(name, generator, num_samples=6)
     else:
         images = zoo.images("digits", num_samples=6, dtype=torch.float64)
-        problem = zoo.full_scale_problem(name, images, num_classes=10, batch_size=6, width=2, generator=generator)
+        problem = zoo.full_scale_problem(
+            name, images, num_classes=10, batch_size=6, width=2, generator=generator
+        )
     line = linearised(problem, problem.batches[0])
     proved = apart_by_graph(line.outputs)
     assert proved is ("attention" not in name)
@@ -323,18 +366,18 @@ def test_a_function_of_the_user_proves_nothing_by_its_name():
 
 def test_a_trial_costs_one_column(generator):
     cotangents = torch.randn(4, N, 3, generator=generator)
-    trial = Trial(cotangents, 1)
+    trial = Trial(cotangents, 1, stream(0, "proportions of rows"))
     assert trial.combination.shape == (N, 3)
     slopes = torch.cat([cotangents, trial.combination[None]])
     assert trial.seen(slice(0, 3), [slopes[:3]])[0] is not None
     trial.seen(slice(3, 5), [slopes[3:]])
     assert trial.coupled() == set()
-    other = Trial(cotangents, 2)
+    other = Trial(cotangents, 2, stream(0, "proportions of rows"))
     assert other.seen(slice(0, 5), [slopes.flip(1), slopes[:, :3]])[1] is None
     assert other.coupled() == {0, 1}
 
 
 def test_proportions_tell_any_two_rows_apart():
-    trial = Trial(torch.ones(1, 2000, 1, dtype=torch.float64), 1)
+    trial = Trial(torch.ones(1, 2000, 1, dtype=torch.float64), 1, stream(0, "proportions of rows"))
     values = trial.proportions.sort().values
     assert float((values[1:] - values[:-1]).min()) > math.sqrt(torch.finfo(torch.float64).eps)

@@ -13,14 +13,24 @@ import pytest
 import torch
 import typer
 
-from hesstheory import BlockSeparatedTrace, Gaussian, LayerwiseTrace, Rademacher, ggn, hessian, theory
+from hesstheory import (
+    BlockSeparatedTrace,
+    Gaussian,
+    LayerwiseTrace,
+    Rademacher,
+    ggn,
+    hessian,
+    theory,
+)
 from hesstheory.cli import app
-from hesstheory.conformance import references
-from hesstheory.harness import Settings
+from hesstheory.conformance.problems import references
+from hesstheory.harness.subject import Settings
 
 
 def _study(name):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "studies" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).parent / "studies" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look themselves up there
     spec.loader.exec_module(module)
@@ -46,7 +56,9 @@ full_scale = _study("full_scale_records")
 def test_estimators_with_a_held_hessian_give_what_the_library_gives(name, twin):
     for reference in ("smooth_mlp", "tied", "layouts"):
         problem = references()[reference].build()
-        found = study.RIGHT[name](problem, num_probes=16, generator=torch.Generator().manual_seed(3))
+        found = study.RIGHT[name](
+            problem, num_probes=16, generator=torch.Generator().manual_seed(3)
+        )
         expected = twin(problem, torch.Generator().manual_seed(3))
         for block, (value, error) in found.items():
             assert value == pytest.approx(expected.value[block], rel=1e-10)
@@ -88,7 +100,9 @@ def test_variances_without_probes_are_those_of_the_dense_blocks(tiny):
         assert own["norm4"][block] == pytest.approx(float((H_ll @ H_ll).square().sum()), rel=1e-10)
         for kurtosis in (1.0, 3.0):
             expected = float(theory.probe_variance(H_ll, (), kurtosis))
-            assert probes.separated_variance(own, kurtosis)[block] == pytest.approx(expected, rel=1e-10)
+            assert probes.separated_variance(own, kurtosis)[block] == pytest.approx(
+                expected, rel=1e-10
+            )
     crossed = sum(float(ggn(tiny).block("bn1", m).square().sum()) for m in blocks if m != "bn1")
     assert own["cross_ggn"]["bn1"] == pytest.approx(crossed, rel=1e-10)
 
@@ -113,7 +127,9 @@ def test_training_lowers_the_risk_and_repeats():
 
 def test_interval_of_a_variance_covers_it(generator):
     """Normal samples: the interval is that of χ², but for the bootstrap, and columns are scaled apart."""
-    samples = pd.DataFrame(torch.randn(400, 2, generator=generator).numpy() * [1.0, 10.0], columns=["a", "b"])
+    samples = pd.DataFrame(
+        torch.randn(400, 2, generator=generator).numpy() * [1.0, 10.0], columns=["a", "b"]
+    )
     interval, variance = probes.variance_interval(samples, generator), samples.var()
     assert (interval["low"] < variance).all()
     assert (interval["high"] > variance).all()
@@ -133,7 +149,9 @@ def test_rankings_are_wrong_where_noise_makes_them_so(tiny, generator, noise, wr
         assert groups["order wrong"] == groups["top five wrong"] == wrong
         assert groups["all ranks inside"] == 1
         assert (groups["least tau"] == 1) == (wrong == 0)
-        assert groups["width of the intervals"] == pytest.approx(wrong * (len(blocks) - 1), rel=0.01)
+        assert groups["width of the intervals"] == pytest.approx(
+            wrong * (len(blocks) - 1), rel=0.01
+        )
     assert (found["probes that would decide the order"] < 4) == (wrong == 0)
 
 
@@ -160,7 +178,10 @@ def test_the_records_are_runs_that_the_command_takes(device):
     command = typer.main.get_command(app).commands["harness"]
     runs = full_scale.records(device)
     settings = [command.make_context("harness", list(options)).params for options in runs.values()]
-    found = [Settings(**{name: chosen[name] for name in asdict(Settings()) if name != "root"}) for chosen in settings]
+    found = [
+        Settings(**{name: chosen[name] for name in asdict(Settings()) if name != "root"})
+        for chosen in settings
+    ]
     assert len(set(found)) == len(runs)
     assert {s.device for s in found} == ({"cuda"} if device == "cuda" else {"auto"})
     assert {s.model for s in found} == {"resnet18", "resnet34", "vgg11"}
@@ -171,7 +192,9 @@ def test_records_are_made_once_and_kept(tmp_path, monkeypatch, capfd):
     tiny = "--model vgg11 --width 1 --batch 2 --probes 2"
     monkeypatch.setattr(full_scale, "_DIGITS", {"tiny": tiny, "wrong": "--model vgg12"})
     monkeypatch.setattr(full_scale, "_CIFAR", {})
-    monkeypatch.setattr(sys, "argv", ["records", f"--json={tmp_path / 'kept'}", f"--out={tmp_path / 'runs'}"])
+    monkeypatch.setattr(
+        sys, "argv", ["records", f"--json={tmp_path / 'kept'}", f"--out={tmp_path / 'runs'}"]
+    )
     for again in (False, True):
         with pytest.raises(SystemExit) as stop:
             full_scale.main()
@@ -180,7 +203,10 @@ def test_records_are_made_once_and_kept(tmp_path, monkeypatch, capfd):
         assert ("hesstheory harness --model vgg11" in said) is not again
         assert "failed: wrong" in said
     kept = json.loads((tmp_path / "kept" / "tiny.json").read_text())
-    assert kept["provenance"]["command"] == f"hesstheory harness {tiny} --out {tmp_path / 'runs' / 'tiny'}"
+    assert (
+        kept["provenance"]["command"]
+        == f"hesstheory harness {tiny} --out {tmp_path / 'runs' / 'tiny'}"
+    )
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--seconds=0", "wrong"])
     with pytest.raises(SystemExit) as stop:
         full_scale.main()

@@ -12,10 +12,7 @@ import sympy as sp
 import torch
 
 from hesstheory import theory
-from hesstheory.theory import (
-    GAUSSIAN_TAIL,
-    RADEMACHER_TAIL,
-    SHARP_RADEMACHER_TAIL,
+from hesstheory.theory.batches import (
     anova,
     anova_inverse_bias,
     batch_trace_variance,
@@ -23,18 +20,22 @@ from hesstheory.theory import (
     cost_optimal_num_probes,
     critical_num_probes,
     critical_num_probes_of_batch,
-    crossover_margin,
-    expectation,
     finite_population_factor,
     fresh_batch_variance,
-    full_vector_wins,
+    mean_batch_probe_variance,
+    total_variance,
+    total_variance_curve,
+)
+from hesstheory.theory.matrices import squared_norm
+from hesstheory.theory.outputs import (
     ggn_coupling,
     ggn_squared_norm,
     logit_probe_variance,
-    mean_batch_probe_variance,
-    num_probes_chebyshev,
-    num_probes_normal,
-    num_probes_subexponential,
+    summed_logit_probe_variance,
+)
+from hesstheory.theory.probes import (
+    crossover_margin,
+    full_vector_wins,
     orthogonal_probe_variance,
     per_sample_probe_variance,
     per_sample_probes_win,
@@ -44,15 +45,18 @@ from hesstheory.theory import (
     quadratic_form,
     rademacher_advantage,
     sphere_variance,
-    squared_norm,
-    summed_logit_probe_variance,
-    symmetric_symbols,
-    tail_bound,
-    tied_bias,
-    tied_bias_bounds,
-    total_variance,
-    total_variance_curve,
 )
+from hesstheory.theory.symbols import expectation, symmetric_symbols
+from hesstheory.theory.tails import (
+    GAUSSIAN_TAIL,
+    RADEMACHER_TAIL,
+    SHARP_RADEMACHER_TAIL,
+    num_probes_chebyshev,
+    num_probes_normal,
+    num_probes_subexponential,
+    tail_bound,
+)
+from hesstheory.theory.ties import tied_bias, tied_bias_bounds
 
 MU3, KAPPA = sp.symbols("mu3 kappa", real=True)
 ANY_PROBE = {1: 0, 2: 1, 3: MU3, 4: KAPPA}
@@ -68,7 +72,11 @@ def blocks_of(sizes):
 
 def cut(H, blocks, a):
     """The diagonal block of layer a and its cross blocks, of a sympy matrix or an array."""
-    pick = (lambda i, j: H.extract(i, j)) if isinstance(H, sp.MatrixBase) else (lambda i, j: H[i][:, j])
+    pick = (
+        (lambda i, j: H.extract(i, j))
+        if isinstance(H, sp.MatrixBase)
+        else (lambda i, j: H[i][:, j])
+    )
     return pick(blocks[a], blocks[a]), [pick(blocks[a], m) for b, m in enumerate(blocks) if b != a]
 
 
@@ -106,7 +114,11 @@ class TestOneProbe:
     @pytest.fixture
     def algebra(self, sizes):
         P = sum(sizes)
-        H, z, blocks = symmetric_symbols(P), sp.Matrix(sp.symbols(f"z:{P}", real=True)), blocks_of(sizes)
+        H, z, blocks = (
+            symmetric_symbols(P),
+            sp.Matrix(sp.symbols(f"z:{P}", real=True)),
+            blocks_of(sizes),
+        )
         return H, z, blocks, single_estimates(H, z, blocks)
 
     def test_mean_needs_only_the_second_moment(self, algebra):
@@ -125,7 +137,11 @@ class TestOneProbe:
     def test_variance_reads_like_the_theorem(self, algebra):
         H, _, blocks, _ = algebra
         H_ll, cross = cut(H, blocks, 0)
-        stated = 2 * squared_norm(H_ll) + (KAPPA - 3) * squared_norm(H_ll.diagonal()) + sum(map(squared_norm, cross))
+        stated = (
+            2 * squared_norm(H_ll)
+            + (KAPPA - 3) * squared_norm(H_ll.diagonal())
+            + sum(map(squared_norm, cross))
+        )
         assert is_zero(stated - probe_variance(H_ll, cross, KAPPA))
 
     def test_covariance_and_sum_rule(self, algebra):
@@ -143,7 +159,11 @@ class TestOneProbe:
         H, _, blocks, _ = algebra
         for a in range(len(blocks)):
             H_ll, cross = cut(H, blocks, a)
-            assert is_zero(probe_variance(H_ll, cross, 3) - probe_variance(H_ll, cross, 1) - rademacher_advantage(H_ll))
+            assert is_zero(
+                probe_variance(H_ll, cross, 3)
+                - probe_variance(H_ll, cross, 1)
+                - rademacher_advantage(H_ll)
+            )
 
     def test_sphere(self, algebra):
         """T5."""
@@ -199,7 +219,9 @@ def test_critical_count():
         floor = batch_trace_variance(S_t2, b, n, replacement)
         critical = critical_num_probes(probe_noise, floor)
         assert is_zero(critical - critical_num_probes_of_batch(V, S_q, S_t2, b, n, replacement))
-        assert is_zero(total_variance(probe_noise, floor, K) - total_variance_curve(floor, critical, K))
+        assert is_zero(
+            total_variance(probe_noise, floor, K) - total_variance_curve(floor, critical, K)
+        )
         assert is_zero(total_variance(probe_noise, floor, critical) - 2 * floor)
     growth = sp.diff(critical_num_probes_of_batch(V, S_q, S_t2, b, n), b)
     assert is_zero(growth - V * n**2 / (S_t2 * (n - b) ** 2))
@@ -253,7 +275,9 @@ def test_rademacher_moments_by_enumeration(sizes, make):
     H, z = random_symmetric(P, 1), signs(P)
     q = np.stack([(z[:, b] * (z @ H)[:, b]).sum(1) for b in blocks])
     C = probe_covariance_matrix(make(H), {str(i): make(b) for i, b in enumerate(blocks)}, 1)
-    np.testing.assert_allclose(np.asarray(C), np.cov(q, bias=True).reshape(len(blocks), -1), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        np.asarray(C), np.cov(q, bias=True).reshape(len(blocks), -1), rtol=1e-12, atol=1e-12
+    )
     for a in range(len(blocks)):
         forms = np.einsum("ki,ij,kj->k", z, np.asarray(quadratic_form(make(H), make(blocks[a]))), z)
         np.testing.assert_allclose(forms, q[a], rtol=1e-12, atol=1e-12)
@@ -271,11 +295,17 @@ def test_two_sources_of_variance_by_enumeration(b, replacement):
     """T10 and T11 on all batches of 3 samples and all pairs of probes."""
     n, l, K = 3, [0, 1], 2
     H = np.stack([random_symmetric(3, s) for s in range(n)])
-    draws = itertools.product(range(n), repeat=b) if replacement else itertools.combinations(range(n), b)
+    draws = (
+        itertools.product(range(n), repeat=b)
+        if replacement
+        else itertools.combinations(range(n), b)
+    )
     batches = [H[list(d)].mean(0) for d in draws]
     z = signs(3)
     q = np.array([(z[:, l] * (z @ B)[:, l]).sum(1) for B in batches])
-    estimates = np.stack([(q[:, list(p)]).mean(1) for p in itertools.product(range(len(z)), repeat=K)])
+    estimates = np.stack(
+        [(q[:, list(p)]).mean(1) for p in itertools.product(range(len(z)), repeat=K)]
+    )
 
     def V(M):
         return probe_variance(*cut(M, [l, [2]], 0), 1)
@@ -292,13 +322,19 @@ def test_two_sources_of_variance_by_enumeration(b, replacement):
 def test_replacement_factor_is_the_population_variance_in_disguise():
     S2, n = 7.0, 5
     sigma2 = S2 * (n - 1) / n
-    assert np.isclose(S2 * finite_population_factor(3, n, replacement=True) / 3, sigma2 / 3, rtol=1e-15)
+    assert np.isclose(
+        S2 * finite_population_factor(3, n, replacement=True) / 3, sigma2 / 3, rtol=1e-15
+    )
     assert finite_population_factor(1, n) == finite_population_factor(1, n, replacement=True)
-    assert finite_population_factor(64, math.inf) == finite_population_factor(64, math.inf, True) == 1
+    assert (
+        finite_population_factor(64, math.inf) == finite_population_factor(64, math.inf, True) == 1
+    )
     assert finite_population_factor(n, n) == 0
 
 
-@pytest.mark.parametrize("case", ["similar", "unequal", "cancelling", "positive semi-definite", "equal"])
+@pytest.mark.parametrize(
+    "case", ["similar", "unequal", "cancelling", "positive semi-definite", "equal"]
+)
 def test_probe_per_sample_by_enumeration(case):
     """T19 is not always true: the table holds both signs, a PSD pair among the refutations."""
     X = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -337,7 +373,9 @@ def test_hadamard_columns_gain_the_orthogonal_factor_only_if_drawn_at_random():
     assert np.isclose(mean_variance(A, itertools.permutations(range(P), 2)), expected, rtol=1e-12)
     assert np.isclose(orthogonal_probe_variance(3.0, P, P), 0.0)
     pair = np.zeros((P, P))
-    pair[0, 2] = pair[2, 0] = 1.0  # both entries share the sign of column 1, so column 1 repeats column 0
+    pair[0, 2] = pair[2, 0] = (
+        1.0  # both entries share the sign of column 1, so column 1 repeats column 0
+    )
     assert np.isclose(mean_variance(pair, [(0, 1)]), probe_variance(pair, (), 1), rtol=1e-12)
 
 
@@ -345,7 +383,9 @@ def test_hadamard_across_layers_is_one_separated_probe():
     """T20: signs flipped by layer along the rows of a Hadamard matrix, averaged over L products."""
     H, blocks, flips = random_symmetric(4, 5), [[0, 1], [2, 3]], np.array([[1, 1], [1, -1]])
     z = signs(4)
-    q = np.mean([((z * f.repeat(2)) @ H * (z * f.repeat(2)))[:, blocks[0]].sum(1) for f in flips], axis=0)
+    q = np.mean(
+        [((z * f.repeat(2)) @ H * (z * f.repeat(2)))[:, blocks[0]].sum(1) for f in flips], axis=0
+    )
     assert np.isclose(q.var(), probe_variance(cut(H, blocks, 0)[0], (), 1), rtol=1e-12)
 
 
@@ -398,7 +438,11 @@ def test_anova_is_the_textbook_one(make):
     result, F = anova(make(q)), scipy.stats.f_oneway(*q).statistic
     assert np.isclose(float(result.inverse_critical), (F - 1) / 6, rtol=1e-12)
     assert np.isclose(float(result.within), q.var(axis=1, ddof=1).mean(), rtol=1e-12)
-    assert np.isclose(float(result.between), (6 * q.mean(1).var(ddof=1) - q.var(axis=1, ddof=1).mean()) / 6, rtol=1e-12)
+    assert np.isclose(
+        float(result.between),
+        (6 * q.mean(1).var(ddof=1) - q.var(axis=1, ddof=1).mean()) / 6,
+        rtol=1e-12,
+    )
     assert np.isclose(float(result.critical_num_probes * result.inverse_critical), 1, rtol=1e-12)
     corrected = result.inverse_critical - result.inverse_critical_bias
     assert np.isclose(float(result.corrected_inverse), float(corrected), rtol=1e-12)
@@ -442,7 +486,9 @@ def test_logit_probes_of_every_sample_by_enumeration():
     grams = [random_symmetric(2, seed, rank=2) for seed in range(3)]
     q = [sum(e @ M @ e for e, M in zip(z.reshape(3, 2), grams, strict=True)) / 3 for z in signs(6)]
     assert np.isclose(np.var(q), logit_probe_variance(grams, 1), rtol=1e-12)
-    assert np.isclose(logit_probe_variance(grams, 3), 2 * sum(squared_norm(M) for M in grams) / 9, rtol=1e-12)
+    assert np.isclose(
+        logit_probe_variance(grams, 3), 2 * sum(squared_norm(M) for M in grams) / 9, rtol=1e-12
+    )
     assert logit_probe_variance([np.array([[2.0]])], 1) == 0
 
 
@@ -452,7 +498,9 @@ def test_logit_probes_added_up_by_enumeration():
     parts = [B[:4] @ B[:4].T, B[4:] @ B[4:].T]
     q = [((z[:4] @ B[:4]) ** 2).sum() + ((z[4:] @ B[4:]) ** 2).sum() for z in signs(6)]
     assert np.isclose(np.var(q), summed_logit_probe_variance(parts, 1), rtol=1e-12)
-    assert np.isclose(summed_logit_probe_variance([B @ B.T], 3), 2 * squared_norm(B.T @ B), rtol=1e-12)
+    assert np.isclose(
+        summed_logit_probe_variance([B @ B.T], 3), 2 * squared_norm(B.T @ B), rtol=1e-12
+    )
     assert summed_logit_probe_variance(parts, 3) < summed_logit_probe_variance([B @ B.T], 3)
 
 
@@ -464,7 +512,9 @@ def test_gram_matrices_give_blocks_and_couplings():
     for family in (np.asarray, torch.from_numpy):
         M_l, M_m = family(B @ B.T), family(C @ C.T)
         assert np.isclose(float(ggn_squared_norm(M_l, M_m)), norms[0] ** 2, rtol=1e-12)
-        assert np.isclose(float(ggn_coupling(M_l, M_m)), norms[0] ** 2 / (norms[1] * norms[2]), rtol=1e-12)
+        assert np.isclose(
+            float(ggn_coupling(M_l, M_m)), norms[0] ** 2 / (norms[1] * norms[2]), rtol=1e-12
+        )
         assert np.isclose(float(ggn_coupling(M_l, M_l)), 1, rtol=1e-12)
     assert ggn_coupling(sp.eye(2), 3 * sp.eye(2)) == 1
     assert ggn_coupling(np.diag([1.0, 0.0]), np.diag([0.0, 1.0])) == 0
@@ -500,11 +550,15 @@ def test_sign_probes_obey_their_exponential_bound(name):
     assert (psi <= 2 * lam**2 * F**2 / (1 - 2 * lam * s)).all()
     for error in np.linspace(0.2, 1, 9) * abs(q).max():
         exact = np.mean(abs(q) >= error)
-        sharp, published = (tail_bound(1, F, s, error, c) for c in (SHARP_RADEMACHER_TAIL, RADEMACHER_TAIL))
+        sharp, published = (
+            tail_bound(1, F, s, error, c) for c in (SHARP_RADEMACHER_TAIL, RADEMACHER_TAIL)
+        )
         assert exact <= sharp <= published
 
 
-@pytest.mark.parametrize(("constants", "a", "c"), [(GAUSSIAN_TAIL, 1, 2), (SHARP_RADEMACHER_TAIL, 2, 2)])
+@pytest.mark.parametrize(
+    ("constants", "a", "c"), [(GAUSSIAN_TAIL, 1, 2), (SHARP_RADEMACHER_TAIL, 2, 2)]
+)
 def test_tail_is_what_the_exponential_bound_gives(constants, a, c):
     """log E e^{λ(q − tr)} ≤ aλ²‖A‖²/(1 − cλ‖A‖₂) and Markov's inequality at λ = ε/(2a‖A‖² + cε‖A‖₂)."""
     F, s = 2.0, 0.7
@@ -515,7 +569,9 @@ def test_tail_is_what_the_exponential_bound_gives(constants, a, c):
     assert tail_bound(1, F, s, 10.0, constants) < 1
 
 
-@pytest.mark.parametrize("constants", [GAUSSIAN_TAIL, RADEMACHER_TAIL, SHARP_RADEMACHER_TAIL], ids=repr)
+@pytest.mark.parametrize(
+    "constants", [GAUSSIAN_TAIL, RADEMACHER_TAIL, SHARP_RADEMACHER_TAIL], ids=repr
+)
 @pytest.mark.parametrize(("error", "level"), [(0.1, 0.05), (3.0, 1e-6)])
 def test_guaranteed_count_is_the_smallest_whose_bound_is_the_level(constants, error, level):
     K = num_probes_subexponential(2.0, 0.7, error, level, constants)
@@ -528,7 +584,9 @@ def test_counts_from_the_variance():
     assert num_probes_normal(4.0, 0.1, 0.05) == math.ceil(scipy.stats.norm.isf(0.025) ** 2 * 400)
     assert num_probes_chebyshev(0.0, 1.0, 0.05) == num_probes_normal(0.0, 1.0, 0.05) == 1
     assert num_probes_subexponential(0.0, 0.0, 1.0, 0.05, RADEMACHER_TAIL) == 1
-    assert num_probes_normal(1.0, 0.1, 0.01) < num_probes_subexponential(0.5**0.5, 0.5**0.5, 0.1, 0.01, GAUSSIAN_TAIL)
+    assert num_probes_normal(1.0, 0.1, 0.01) < num_probes_subexponential(
+        0.5**0.5, 0.5**0.5, 0.1, 0.01, GAUSSIAN_TAIL
+    )
 
 
 # --- the house: data types, input, walls ---
@@ -575,7 +633,9 @@ def test_families_agree():
     entries = [[1, 2, 0], [2, -1, 3], [0, 3, 5]]
     families = [entries, np.array(entries), torch.tensor(entries), sp.Matrix(entries)]
     assert [float(probe_variance(H, (), 1)) for H in families] == [52.0] * 4
-    assert [float(sphere_variance(H, (), 3)) for H in families] == pytest.approx([0.6 * 2 * (53 - 25 / 3)] * 4)
+    assert [float(sphere_variance(H, (), 3)) for H in families] == pytest.approx(
+        [0.6 * 2 * (53 - 25 / 3)] * 4
+    )
     curve = total_variance_curve(1.0, 8.0, np.array([1, 8]))
     assert curve.tolist() == [9.0, 2.0]
 
@@ -585,7 +645,10 @@ SKEW = np.array([[0.0, 1.0], [-1.0, 0.0]])
 BAD_INPUT = {
     "not square": (lambda: probe_variance(np.ones((2, 3)), (), 1), "square"),
     "not symmetric": (lambda: probe_variance(SKEW, (), 1), "not symmetric"),
-    "not symmetric symbols": (lambda: probe_variance(sp.Matrix(2, 2, sp.symbols("a b c d")), (), 1), "not symmetric"),
+    "not symmetric symbols": (
+        lambda: probe_variance(sp.Matrix(2, 2, sp.symbols("a b c d")), (), 1),
+        "not symmetric",
+    ),
     "NaN block": (lambda: probe_variance(NAN, (), 1), "not finite"),
     "infinite tensor": (lambda: probe_variance(torch.full((2, 2), math.inf), (), 1), "not finite"),
     "infinite diagonal": (lambda: rademacher_advantage(np.diag([1.0, math.inf])), "not finite"),
@@ -593,8 +656,14 @@ BAD_INPUT = {
     "transposed cross block": (lambda: probe_variance(EYE, [np.ones((3, 2))], 1), "H_lm, not H_ml"),
     "excess kurtosis": (lambda: probe_variance(EYE, (), 0), "E z⁴"),
     "rows left over": (lambda: probe_covariance_matrix(EYE, {"a": [0]}, 1), "exactly once"),
-    "rows owned twice": (lambda: probe_covariance_matrix(EYE, {"a": [0, 1], "b": [1]}, 1), "exactly once"),
-    "empty block": (lambda: probe_covariance_matrix(EYE, {"a": [0, 1], "b": []}, 1), "empty blocks"),
+    "rows owned twice": (
+        lambda: probe_covariance_matrix(EYE, {"a": [0, 1], "b": [1]}, 1),
+        "exactly once",
+    ),
+    "empty block": (
+        lambda: probe_covariance_matrix(EYE, {"a": [0, 1], "b": []}, 1),
+        "empty blocks",
+    ),
     "mask": (lambda: quadratic_form(EYE, np.array([True, False])), "turn a mask"),
     "row out of range": (lambda: quadratic_form(EYE, [2]), "0 to 1"),
     "sphere of the block": (lambda: sphere_variance(EYE, (), 1), "ALL parameters"),
@@ -624,8 +693,14 @@ BAD_INPUT = {
     "level": (lambda: num_probes_chebyshev(1.0, 0.1, 1.0), "level must lie in"),
     "level in per cent": (lambda: num_probes_normal(1.0, 0.1, 5), "chance of failure"),
     "error": (lambda: num_probes_normal(1.0, 0.0, 0.05), "absolute"),
-    "swapped norms": (lambda: num_probes_subexponential(1.0, 2.0, 0.1, 0.05, GAUSSIAN_TAIL), "swapped"),
-    "missing moment": (lambda: expectation(sp.Symbol("z") ** 6, [sp.Symbol("z")], NORMAL), "add them to moments"),
+    "swapped norms": (
+        lambda: num_probes_subexponential(1.0, 2.0, 0.1, 0.05, GAUSSIAN_TAIL),
+        "swapped",
+    ),
+    "missing moment": (
+        lambda: expectation(sp.Symbol("z") ** 6, [sp.Symbol("z")], NORMAL),
+        "add them to moments",
+    ),
     "no symbols": (lambda: symmetric_symbols(0), "at least one row"),
 }
 

@@ -69,7 +69,9 @@ def mean_loss_and_accuracy(name, model):
     data = zoo.network(name).data()
     with torch.no_grad():
         outputs = model(data.inputs)
-    return float(F.cross_entropy(outputs, data.targets)), float((outputs.argmax(1) == data.targets).double().mean())
+    return float(F.cross_entropy(outputs, data.targets)), float(
+        (outputs.argmax(1) == data.targets).double().mean()
+    )
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -144,15 +146,26 @@ def test_mode_is_eval_unless_the_claim_is_about_train_mode(name):
         assert {m.training for m in model.modules()} == {name in zoo.TRAIN_MODE}
 
 
-@pytest.mark.parametrize("name", [name for name in NUM_PARAMS if "cnn" in name or "batchnorm" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in NUM_PARAMS if "cnn" in name or "batchnorm" in name]
+)
 @pytest.mark.parametrize("steps", [0, 5])
 def test_batch_norm_is_generic(name, steps):
-    norms = [m for m in zoo.trained(name, stream(), steps).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        m
+        for m in zoo.trained(name, stream(), steps).modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm)
+    ]
     assert norms
     for norm in norms:
         assert norm.momentum == 0.1
         assert int(norm.num_batches_tracked) == 1 + steps
-        for values, neutral in ((norm.weight, 1), (norm.bias, 0), (norm.running_mean, 0), (norm.running_var, 1)):
+        for values, neutral in (
+            (norm.weight, 1),
+            (norm.bias, 0),
+            (norm.running_mean, 0),
+            (norm.running_var, 1),
+        ):
             assert bool((values != neutral).all())
         assert bool((norm.running_var > 0).all())
 
@@ -167,7 +180,9 @@ def test_running_statistics_of_an_untrained_network_are_those_of_its_data():
 
 @pytest.mark.parametrize("name", NUM_PARAMS)
 def test_single_precision_is_the_same_network(name):
-    single, double = (zoo.trained(name, stream(), 0, dtype=dtype) for dtype in (torch.float32, torch.float64))
+    single, double = (
+        zoo.trained(name, stream(), 0, dtype=dtype) for dtype in (torch.float32, torch.float64)
+    )
     for coarse, fine in zip(single.parameters(), double.parameters(), strict=True):
         assert coarse.dtype == torch.float32
         assert torch.equal(coarse, fine.float())
@@ -184,7 +199,9 @@ def test_piecewise_linear_networks_have_the_diagonal_of_the_ggn(name):
     assert float((H - G).norm()) > 1e3 * rounding  # the whole matrices never agree
 
 
-@pytest.mark.parametrize(("name", "exact"), [("relu_rnn", "input"), ("relu_rnn", "head"), ("relu_autoencoder", "up")])
+@pytest.mark.parametrize(
+    ("name", "exact"), [("relu_rnn", "input"), ("relu_rnn", "head"), ("relu_autoencoder", "up")]
+)
 def test_only_series_ties_break_the_ggn_of_relu_networks(name, exact):
     problem = zoo.problem(name, stream(), batch_sizes=(9,))
     H, G = hessian_and_ggn(problem)
@@ -262,9 +279,21 @@ def test_batches_are_consecutive_samples(arguments, sizes):
         (lambda: zoo.network("resnet"), KeyError, "tiny_mlp, .*dropout_mlp"),
         (lambda: zoo.problem("resnet", stream()), KeyError, "no network 'resnet'"),
         (lambda: zoo.problem("tiny_mlp", stream(), steps=-1), ValueError, "steps is -1"),
-        (lambda: zoo.problem("tiny_mlp", stream(), num_samples=5, batch_sizes=(2, 2)), ValueError, "add up to the 5"),
-        (lambda: zoo.problem("tiny_mlp", stream(), batch_sizes=(2, 0)), ValueError, "must be positive"),
-        (lambda: zoo.problem("tiny_mlp", stream(), num_samples=1000), ValueError, "1 to 360 images"),
+        (
+            lambda: zoo.problem("tiny_mlp", stream(), num_samples=5, batch_sizes=(2, 2)),
+            ValueError,
+            "add up to the 5",
+        ),
+        (
+            lambda: zoo.problem("tiny_mlp", stream(), batch_sizes=(2, 0)),
+            ValueError,
+            "must be positive",
+        ),
+        (
+            lambda: zoo.problem("tiny_mlp", stream(), num_samples=1000),
+            ValueError,
+            "1 to 360 images",
+        ),
         (lambda: zoo.problem("tiny_mlp", stream(), num_samples=0), ValueError, "num_samples is 0"),
         (lambda: zoo.digits(num_features=65), ValueError, "num_features is 65"),
         (lambda: zoo.digits(num_classes=11), ValueError, "2 to 10 classes"),
@@ -319,7 +348,9 @@ def unrolled_hessian(problem):
 
     def risk(flat):
         uses = {"first.weight": flat[:4].view(2, 2), "second.weight": flat[4:].view(2, 2)}
-        return problem.loss_fn(functional_call(problem.model, uses, (inputs,), tie_weights=False), targets)
+        return problem.loss_fn(
+            functional_call(problem.model, uses, (inputs,), tie_weights=False), targets
+        )
 
     return hessian_of(risk, problem.params["first.weight"].detach().flatten().repeat(2))
 
@@ -357,7 +388,9 @@ def test_prescribed_hessian_of_every_sample(sizes):
     for matrix, sample in zip(matrices, problem.samples(), strict=True):
         outputs, flat = flat_outputs(sample, sample.batches[0])
         H = hessian_of(lambda theta, outputs=outputs: problem.loss_fn(outputs(theta), None), flat)
-        torch.testing.assert_close(H, matrix, rtol=0, atol=4 * torch.finfo(H.dtype).eps * float(matrix.abs().max()))
+        torch.testing.assert_close(
+            H, matrix, rtol=0, atol=4 * torch.finfo(H.dtype).eps * float(matrix.abs().max())
+        )
 
 
 def test_prescribed_point_is_taken():
@@ -386,7 +419,9 @@ def test_wrong_prescriptions_are_named(matrices, sizes, theta, message):
 
 
 def test_train_mode_batch_norm_makes_the_risk_depend_on_the_batches():
-    one, two = (zoo.problem("batchnorm_train", stream(), batch_sizes=sizes) for sizes in ((8,), (4, 4)))
+    one, two = (
+        zoo.problem("batchnorm_train", stream(), batch_sizes=sizes) for sizes in ((8,), (4, 4))
+    )
     halves = sum(two.loss(batch).item() for batch in two.batches) / 2
     assert abs(one.loss(one.batches[0]).item() - halves) > 1e-3
 

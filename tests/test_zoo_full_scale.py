@@ -56,10 +56,15 @@ def test_number_of_parameters(name, num_classes, activation):
 def vgg11_size(width, num_classes, in_channels):
     widths = [width * multiple for multiple in (1, 2, 4, 4, 8, 8, 8, 8)]
     layers = zip([in_channels, *widths], widths, strict=False)
-    return sum(9 * before * after + 3 * after for before, after in layers) + (widths[-1] + 1) * num_classes
+    return (
+        sum(9 * before * after + 3 * after for before, after in layers)
+        + (widths[-1] + 1) * num_classes
+    )
 
 
-@pytest.mark.parametrize(("width", "num_classes", "in_channels"), [(64, 10, 3), (2, 7, 1), (5, 100, 4)])
+@pytest.mark.parametrize(
+    ("width", "num_classes", "in_channels"), [(64, 10, 3), (2, 7, 1), (5, 100, 4)]
+)
 def test_vgg_has_the_size_of_its_formula(width, num_classes, in_channels):
     model = zoo.vgg11(num_classes, width=width, in_channels=in_channels, generator=stream())
     assert sum(p.numel() for p in model.parameters()) == vgg11_size(width, num_classes, in_channels)
@@ -76,7 +81,9 @@ def test_full_width(name):
         assert p.device.type == "cpu"
         if p.ndim > 1:
             # The mean square of n normal numbers is within six of its standard errors √(2/n).
-            assert abs(float(p.square().mean()) * p[0].numel() / 2 - 1) < 6 * math.sqrt(2 / p.numel())
+            assert abs(float(p.square().mean()) * p[0].numel() / 2 - 1) < 6 * math.sqrt(
+                2 / p.numel()
+            )
         else:
             assert p.unique().tolist() in ([0.0], [1.0])
     with torch.no_grad():
@@ -86,7 +93,11 @@ def test_full_width(name):
 
 
 def names_of(*modules, biased=False):
-    return [f"{module}.{tensor}" for module in modules for tensor in (("weight", "bias") if biased else ("weight",))]
+    return [
+        f"{module}.{tensor}"
+        for module in modules
+        for tensor in (("weight", "bias") if biased else ("weight",))
+    ]
 
 
 def norms_of(*modules):
@@ -98,9 +109,13 @@ def test_residual_networks_name_their_parameters_as_torchvision(name):
     expected = names_of("conv1") + norms_of("bn1") + names_of("fc", biased=True)
     for stage, blocks in enumerate(NUM_BLOCKS[name], start=1):
         for block in (f"layer{stage}.{number}" for number in range(blocks)):
-            expected += names_of(f"{block}.conv1", f"{block}.conv2") + norms_of(f"{block}.bn1", f"{block}.bn2")
+            expected += names_of(f"{block}.conv1", f"{block}.conv2") + norms_of(
+                f"{block}.bn1", f"{block}.bn2"
+            )
         if stage > 1:
-            expected += names_of(f"layer{stage}.0.downsample.0") + norms_of(f"layer{stage}.0.downsample.1")
+            expected += names_of(f"layer{stage}.0.downsample.0") + norms_of(
+                f"layer{stage}.0.downsample.1"
+            )
     assert sorted(dict(narrow(name).named_parameters())) == sorted(expected)
 
 
@@ -108,7 +123,9 @@ def test_vgg_names_its_parameters_as_torchvision():
     model = narrow("vgg11")
     convolutions = [i for i, module in enumerate(model.features) if isinstance(module, nn.Conv2d)]
     assert convolutions == [0, 4, 8, 11, 15, 18, 22, 25]
-    expected = norms_of(*(f"features.{i + shift}" for i in convolutions for shift in (0, 1)), "classifier")
+    expected = norms_of(
+        *(f"features.{i + shift}" for i in convolutions for shift in (0, 1)), "classifier"
+    )
     assert list(dict(model.named_parameters())) == expected
 
 
@@ -126,7 +143,9 @@ def test_every_activation_is_a_module_of_its_own(name, activation):
 
 
 @pytest.mark.parametrize("name", zoo.FULL_SCALE)
-@pytest.mark.parametrize(("num_classes", "in_channels", "size"), [(10, 3, 32), (3, 1, 32), (100, 3, 64)])
+@pytest.mark.parametrize(
+    ("num_classes", "in_channels", "size"), [(10, 3, 32), (3, 1, 32), (100, 3, 64)]
+)
 def test_shape_of_outputs(name, num_classes, in_channels, size):
     model = narrow(name, num_classes=num_classes, in_channels=in_channels)
     assert model(noise(2, in_channels, size, size)).shape == (2, num_classes)
@@ -137,14 +156,18 @@ def test_stages_halve_the_image_and_double_the_channels(name):
     model, shapes = narrow(name), {}
     for stage in range(1, 5):
         module = model.get_submodule(f"layer{stage}")
-        module.register_forward_hook(lambda _, __, out, stage=stage: shapes.update({stage: tuple(out.shape[1:])}))
+        module.register_forward_hook(
+            lambda _, __, out, stage=stage: shapes.update({stage: tuple(out.shape[1:])})
+        )
     model(noise(1, 3, 32, 32))
     assert shapes == {1: (2, 32, 32), 2: (4, 16, 16), 3: (8, 8, 8), 4: (16, 4, 4)}
 
 
 @pytest.mark.parametrize("name", zoo.FULL_SCALE)
 def test_generator_alone_decides(name):
-    first, again, other = (zoo.FULL_SCALE[name](width=2, generator=stream(s)).state_dict() for s in (1, 1, 2))
+    first, again, other = (
+        zoo.FULL_SCALE[name](width=2, generator=stream(s)).state_dict() for s in (1, 1, 2)
+    )
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert not all(torch.equal(first[key], other[key]) for key in first)
 
@@ -175,13 +198,17 @@ def test_models_are_in_eval_mode_with_statistics_of_their_inputs(name):
 
 def narrow_problem(name, activation=nn.ReLU, dtype=torch.float64):
     data = zoo.images("digits", num_samples=3, dtype=dtype)
-    return zoo.full_scale_problem(name, data, batch_size=2, width=2, activation=activation, generator=stream())
+    return zoo.full_scale_problem(
+        name, data, batch_size=2, width=2, activation=activation, generator=stream()
+    )
 
 
 def trace_of_the_head(problem, name):
     """tr G of a linear layer under cross-entropy: the mean of (‖h_n‖² + 1)(1 − ‖p_n‖²), h_n its input."""
     inputs, seen = torch.cat([inputs for inputs, _ in problem.batches]), []
-    handle = problem.model.get_submodule(HEADS[name]).register_forward_hook(lambda _, args, out: seen.append(args[0]))
+    handle = problem.model.get_submodule(HEADS[name]).register_forward_hook(
+        lambda _, args, out: seen.append(args[0])
+    )
     with torch.no_grad():
         p = problem.model(inputs).softmax(1)
     handle.remove()
@@ -217,16 +244,23 @@ def test_smooth_networks_have_the_hessian_of_their_risk(name):
     d = noise(problem.num_params, 1) / math.sqrt(problem.num_params)
     curvature = float((d * (hessian(problem) @ d)).sum())
     parameters = list(problem.params.values())
-    directions = [part.view_as(p) for p, part in zip(parameters, d.split([p.numel() for p in parameters]), strict=True)]
+    directions = [
+        part.view_as(p)
+        for p, part in zip(parameters, d.split([p.numel() for p in parameters]), strict=True)
+    ]
 
     def slope(step):
         moved = narrow_problem(name, nn.SiLU)
         with torch.no_grad():
             for p, direction in zip(moved.params.values(), directions, strict=True):
                 p.add_(step * direction)
-        risk = sum(w * moved.loss(batch) for w, batch in zip(moved.weights, moved.batches, strict=True))
+        risk = sum(
+            w * moved.loss(batch) for w, batch in zip(moved.weights, moved.batches, strict=True)
+        )
         gradients = torch.autograd.grad(risk, list(moved.params.values()))
-        return sum(float((g * direction).sum()) for g, direction in zip(gradients, directions, strict=True))
+        return sum(
+            float((g * direction).sum()) for g, direction in zip(gradients, directions, strict=True)
+        )
 
     # ε^(1/3), where rounding and the third derivative are of the same order ε^(2/3); a maximum may switch in VGG.
     step = torch.finfo(torch.float64).eps ** (1 / 3)
@@ -238,18 +272,24 @@ def test_smooth_networks_have_the_hessian_of_their_risk(name):
 
 def test_problem_has_layers_as_blocks_and_all_samples():
     data = zoo.images("digits", num_samples=5)
-    problem = zoo.full_scale_problem("resnet18", data, num_classes=12, batch_size=2, width=2, generator=stream())
+    problem = zoo.full_scale_problem(
+        "resnet18", data, num_classes=12, batch_size=2, width=2, generator=stream()
+    )
     assert problem.batch_sizes == (2, 2, 1)
     assert problem.dtype == torch.float32
     assert torch.equal(torch.cat([targets for _, targets in problem.batches]), data.targets)
-    assert {"conv1", "bn1", "layer2.0.downsample.0", "layer4.1.bn2", "fc"} <= set(problem.partition.blocks)
+    assert {"conv1", "bn1", "layer2.0.downsample.0", "layer4.1.bn2", "fc"} <= set(
+        problem.partition.blocks
+    )
     assert len(problem.partition.blocks) == 41
     assert problem.model(data.inputs).shape == (5, 12)
     assert problem.loss_fn is F.cross_entropy
 
 
 def a_problem(name="vgg11", **options):
-    return zoo.full_scale_problem(name, zoo.images("digits", num_samples=12), width=1, generator=stream(), **options)
+    return zoo.full_scale_problem(
+        name, zoo.images("digits", num_samples=12), width=1, generator=stream(), **options
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,7 +353,15 @@ def test_changing_images_in_place_does_not_change_the_next_copy():
 
 @pytest.mark.parametrize(
     ("fraction", "num_samples", "expected"),
-    [(0.0, 100, 0), (0.1, 100, 10), (0.333, 100, 33), (1.0, 100, 100), (1e-9, 100, 0), (0.5, 1, 0), (0.6, 1, 1)],
+    [
+        (0.0, 100, 0),
+        (0.1, 100, 10),
+        (0.333, 100, 33),
+        (1.0, 100, 100),
+        (1e-9, 100, 0),
+        (0.5, 1, 0),
+        (0.6, 1, 1),
+    ],
 )
 def test_exactly_the_promised_number_of_labels_is_wrong(fraction, num_samples, expected):
     clean = zoo.images("digits", num_samples=num_samples)
@@ -325,7 +373,9 @@ def test_exactly_the_promised_number_of_labels_is_wrong(fraction, num_samples, e
 
 def test_label_noise_is_uniform_over_the_other_classes_and_drawn_from_the_generator():
     clean = zoo.images("digits").targets
-    noisy, again, other = (zoo.images("digits", label_noise=1.0, generator=stream(s)).targets for s in (0, 0, 1))
+    noisy, again, other = (
+        zoo.images("digits", label_noise=1.0, generator=stream(s)).targets for s in (0, 0, 1)
+    )
     assert torch.equal(noisy, again)
     assert not torch.equal(noisy, other)
     shifts = ((noisy - clean) % 10).bincount(minlength=10).tolist()
@@ -348,7 +398,9 @@ def records(known, num_images, seed):
     """Random records of the binary layout, and the pixels and classes in them."""
     rng = np.random.default_rng(seed)
     content = rng.integers(0, 256, (num_images, known.record), dtype=np.uint8)
-    content[:, : known.num_labels] = rng.integers(0, known.num_classes, (num_images, known.num_labels))
+    content[:, : known.num_labels] = rng.integers(
+        0, known.num_classes, (num_images, known.num_labels)
+    )
     return content
 
 
@@ -360,7 +412,11 @@ def write(root, known, contents):
 
 def pack(root, known, contents):
     """The archive, with its files in another order and one more, as published."""
-    write(root / "unpacked", known, {"readme.html": np.zeros(5, np.uint8), **dict(reversed(contents.items()))})
+    write(
+        root / "unpacked",
+        known,
+        {"readme.html": np.zeros(5, np.uint8), **dict(reversed(contents.items()))},
+    )
     with tarfile.open(root / known.archive, "w:gz") as archive:
         archive.add(root / "unpacked" / known.folder, known.folder)
 
@@ -372,7 +428,9 @@ def small_cifar(request, monkeypatch, tmp_path):
     share = 20 // len(known.train_sha1)
     sizes = dict.fromkeys(known.train_sha1, share) | dict.fromkeys(known.test_sha1, 10)
     contents = {name: records(known, size, seed) for seed, (name, size) in enumerate(sizes.items())}
-    digests = {name: hashlib.sha1(content.tobytes()).hexdigest() for name, content in contents.items()}
+    digests = {
+        name: hashlib.sha1(content.tobytes()).hexdigest() for name, content in contents.items()
+    }
     pack(tmp_path / "packed", known, contents)
     known = replace(
         known,
@@ -418,7 +476,9 @@ def test_the_published_files_where_they_are_at_hand(source, train):
 def test_cifar_gives_the_first_images_with_noise_over_all_its_classes(small_cifar, tmp_path):
     source, known, _ = small_cifar
     clean = zoo.images(source, num_samples=8, root=tmp_path / "folder")
-    noisy = zoo.images(source, num_samples=8, label_noise=0.5, root=tmp_path / "folder", generator=stream())
+    noisy = zoo.images(
+        source, num_samples=8, label_noise=0.5, root=tmp_path / "folder", generator=stream()
+    )
     assert clean.inputs.shape == (8, 3, 32, 32)
     assert clean.inputs.dtype == torch.float32
     assert int((noisy.targets != clean.targets).sum()) == 4
@@ -452,9 +512,21 @@ def truncate(file: Path):
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (truncate, ValueError, r"is damaged: it has {less} bytes, expected {size}; get https://.*{archive} again"),
-        (flip_last_byte, ValueError, r"is damaged: its SHA-1 is [0-9a-f]{{40}}, expected {sha1}; get https://"),
-        (Path.unlink, FileNotFoundError, r"is not there: get https://.*{archive} and put it into {root}, .*{name}"),
+        (
+            truncate,
+            ValueError,
+            r"is damaged: it has {less} bytes, expected {size}; get https://.*{archive} again",
+        ),
+        (
+            flip_last_byte,
+            ValueError,
+            r"is damaged: its SHA-1 is [0-9a-f]{{40}}, expected {sha1}; get https://",
+        ),
+        (
+            Path.unlink,
+            FileNotFoundError,
+            r"is not there: get https://.*{archive} and put it into {root}, .*{name}",
+        ),
     ],
 )
 def test_damaged_files_are_named(small_cifar, tmp_path, damage, error, message):
@@ -462,7 +534,14 @@ def test_damaged_files_are_named(small_cifar, tmp_path, damage, error, message):
     root, (name, sha1) = tmp_path / "folder", list(known.train_sha1.items())[-1]
     size, file = contents[name].size, root / known.folder / name
     damage(file)
-    facts = {"name": name, "size": size, "less": size - 1, "sha1": sha1, "root": root, "archive": known.archive}
+    facts = {
+        "name": name,
+        "size": size,
+        "less": size - 1,
+        "sha1": sha1,
+        "root": root,
+        "archive": known.archive,
+    }
     with pytest.raises(error, match=f"{file} {message.format(**facts)}"):
         zoo.images(source, root=root)
     assert len(zoo.images(source, train=False, root=root).targets) == 10  # the other part is whole
@@ -473,7 +552,9 @@ def test_a_damaged_archive_is_named(small_cifar, tmp_path, damage):
     source, known, _ = small_cifar
     archive = tmp_path / "packed" / known.archive
     damage(archive)
-    with pytest.raises(ValueError, match=rf"{archive} is damaged: its MD5 is .{{32}}, expected {known.archive_md5}"):
+    with pytest.raises(
+        ValueError, match=rf"{archive} is damaged: its MD5 is .{{32}}, expected {known.archive_md5}"
+    ):
         zoo.images(source, root=tmp_path / "packed")
 
 
@@ -485,12 +566,18 @@ def test_labels_out_of_range_are_named(small_cifar, tmp_path, monkeypatch):
     (tmp_path / "folder" / known.folder / name).write_bytes(content.tobytes())
     sha1 = {name: hashlib.sha1(content.tobytes()).hexdigest()}
     monkeypatch.setitem(zoo_data._CIFAR, source, replace(known, test_sha1=sha1))
-    with pytest.raises(ValueError, match=f"label {known.num_classes}, expected 0 to {known.num_classes - 1}"):
+    with pytest.raises(
+        ValueError, match=f"label {known.num_classes}, expected 0 to {known.num_classes - 1}"
+    ):
         zoo.images(source, train=False, root=tmp_path / "folder")
 
 
-@pytest.mark.parametrize(("source", "name"), [("cifar10", "test_batch.bin"), ("cifar100", "test.bin")])
-def test_files_of_the_published_size_but_not_of_the_published_content_are_refused(source, name, tmp_path):
+@pytest.mark.parametrize(
+    ("source", "name"), [("cifar10", "test_batch.bin"), ("cifar100", "test.bin")]
+)
+def test_files_of_the_published_size_but_not_of_the_published_content_are_refused(
+    source, name, tmp_path
+):
     known = zoo_data._CIFAR[source]
     size = {"cifar10": 30_730_000, "cifar100": 30_740_000}[source]
     folder = tmp_path / known.folder
@@ -507,7 +594,15 @@ def test_missing_data_are_asked_for(source, tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(FileNotFoundError) as caught:
         zoo.images(source, root=tmp_path)
-    asked = (known.url, str(tmp_path), known.folder, *known.train_sha1, *known.test_sha1, "HESSTHEORY_DATA", "not read")
+    asked = (
+        known.url,
+        str(tmp_path),
+        known.folder,
+        *known.train_sha1,
+        *known.test_sha1,
+        "HESSTHEORY_DATA",
+        "not read",
+    )
     assert [part for part in asked if part not in str(caught.value)] == []
 
 
@@ -537,11 +632,18 @@ def pictures(tmp_path):
 def test_folders_of_images_take_turns(pictures):
     inputs, targets = zoo.images(pictures, dtype=torch.float64)
     assert targets.tolist() == [0, 1, 0, 0]
-    plain = torch.tensor([[10, 20, 30], [110, 120, 130], [40, 40, 40], [70, 80, 90]], dtype=torch.float64)
+    plain = torch.tensor(
+        [[10, 20, 30], [110, 120, 130], [40, 40, 40], [70, 80, 90]], dtype=torch.float64
+    )
     expected = (plain - plain.mean(0)) / plain.std(0, correction=0)
     torch.testing.assert_close(inputs, expected[:, :, None, None].expand(-1, -1, 32, 32))
     assert zoo.images(pictures, num_samples=2).targets.tolist() == [0, 1]
-    assert zoo.images(pictures, label_noise=1.0, generator=stream()).targets.tolist() == [1, 0, 1, 1]
+    assert zoo.images(pictures, label_noise=1.0, generator=stream()).targets.tolist() == [
+        1,
+        0,
+        1,
+        1,
+    ]
 
 
 def test_a_channel_that_is_the_same_everywhere_is_zero(tmp_path):

@@ -1,4 +1,4 @@
-"""The arithmetic of cost: gradients once and per probe, variance of one probe, work to an error, peak memory."""
+"""What a way to traces costs, in gradients, and how the error falls with it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,16 +20,19 @@ import pandas as pd
 import torch
 
 from hesstheory.bench.problems import SETTINGS, WAYS, Setting, Way
-from hesstheory.execution import stream
-from hesstheory.logit_space import ControlVariateTrace, exact_traces
-from hesstheory.loss_root import loss_root
-from hesstheory.problem import Partition, Problem
+from hesstheory.estimators.from_outputs import ControlVariateTrace
+from hesstheory.outputs.loss_root import loss_root
+from hesstheory.outputs.traces import exact_traces
+from hesstheory.problem.partition import Partition
+from hesstheory.problem.risk import Problem
+from hesstheory.run.memory import resident, resident_now
+from hesstheory.run.streams import stream
 
 ERROR = 0.01
-LEAST = 0.001  # of the figure
-Say = Callable[[str], None]
 
-# --- time, in gradients -----------------------------------------------------------------------------------------------
+LEAST = 0.001  # of the figure
+
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ class Cost:
 def gradient(problem: Problem) -> None:
     """The unit of work."""
     (batch,) = problem.batches
-    torch.autograd.grad(problem.loss_fn(problem.model(batch[0]), batch[1]), list(problem.params.values()))
+    torch.autograd.grad(
+        problem.loss_fn(problem.model(batch[0]), batch[1]), list(problem.params.values())
+    )
 
 
 def seconds_of(call: Callable[[], object]) -> float:
@@ -105,12 +109,17 @@ def cost_in_rounds(
     """Median cost of every call at the two numbers of probes; each round times all of them once."""
     found: dict[Any, list[tuple[float, float]]] = {key: [] for key in calls}
     for number in range(1, repeats + 1):
-        say(f"round {number} of {repeats}, {len(calls)} ways or blocks at {counts[0]} and {counts[1]} probes")
+        say(
+            f"round {number} of {repeats}, {len(calls)} ways or blocks at {counts[0]} and {counts[1]} probes"
+        )
         for key, call in calls.items():
             low, high = (clock(lambda call=call, k=k: call(k)) for k in counts)  # type: ignore[misc]
             found[key].append((low, high))
     return {
-        key: (statistics.median(low for low, _ in pairs), statistics.median(high for _, high in pairs))
+        key: (
+            statistics.median(low for low, _ in pairs),
+            statistics.median(high for _, high in pairs),
+        )
         for key, pairs in found.items()
     }
 
@@ -122,7 +131,9 @@ def only(problem: Problem, block: str) -> Problem:
     return one
 
 
-def cost_by_block(clock: Clock, way: Way, setting: Setting, repeats: int) -> tuple[pd.Series[float], pd.Series[float]]:
+def cost_by_block(
+    clock: Clock, way: Way, setting: Setting, repeats: int
+) -> tuple[pd.Series[float], pd.Series[float]]:
     """What is paid once and per probe for every block; a block that is not timed costs as those around it."""
     problem, (a, b) = clock.problem, setting.block_counts
     blocks = list(problem.partition.blocks)
@@ -138,10 +149,9 @@ def cost_by_block(clock: Clock, way: Way, setting: Setting, repeats: int) -> tup
     return full["once"], full["per_probe"]
 
 
-# --- variance ---------------------------------------------------------------------------------------------------------
-
-
-def sign_variances(problem: Problem, num_draws: int, generator: torch.Generator) -> pd.Series[float]:
+def sign_variances(
+    problem: Problem, num_draws: int, generator: torch.Generator
+) -> pd.Series[float]:
     """2(‖G_ll‖² − Σ G_ii²), the variance of a sign probe on block l alone, without a product by block.
 
     For independent v, v' ~ N(0, G): E (v_lᵀv'_l)² = ‖G_ll‖² and E Σ v_i²v'_i² = Σ G_ii²; all pairs of the draws are
@@ -154,7 +164,11 @@ def sign_variances(problem: Problem, num_draws: int, generator: torch.Generator)
     for _ in range(num_draws):
         noise = torch.randn(len(S), S.shape[2], 1, generator=generator, dtype=torch.float64).to(S)
         cotangent = (S @ noise).reshape(outputs.shape)
-        rows.append(torch.autograd.grad(outputs, list(problem.params.values()), cotangent, retain_graph=True))
+        rows.append(
+            torch.autograd.grad(
+                outputs, list(problem.params.values()), cotangent, retain_graph=True
+            )
+        )
     tensors = dict(zip(problem.params, map(torch.stack, zip(*rows, strict=True)), strict=True))
     pairs = ~torch.eye(num_draws, dtype=torch.bool)
     found = {}
@@ -183,19 +197,29 @@ def reference_traces(setting: Setting, problem: Problem) -> tuple[pd.Series[floa
         return exact_traces(problem), "exact_traces"
     estimate = ControlVariateTrace(setting.draws)(problem, stream(0, "reference"))
     error = float((estimate.stderr / estimate.value.abs()).max())
-    return estimate.value, f"ControlVariateTrace({setting.draws}), relative standard error at most {error:.2g}"
+    return (
+        estimate.value,
+        f"ControlVariateTrace({setting.draws}), relative standard error at most {error:.2g}",
+    )
 
 
 def _samples(name: str, way: Way, problem: Problem, draws: int) -> pd.DataFrame:
     """One row per probe; of Hutch++ from several bases, of ways in groups one row per group, of which fewer do."""
     generator, calls = stream(0, "samples", name), 8 if name == "HutchPP" else 1
     num_probes = max(draws // 4, 8) * way.group if way.group > 1 else draws // calls
-    drawn: list[pd.DataFrame] = [way.call(problem, num_probes, generator).samples for _ in range(calls)]
+    drawn: list[pd.DataFrame] = [
+        way.call(problem, num_probes, generator).samples for _ in range(calls)
+    ]
     return pd.concat(drawn)
 
 
 def measure_spreads(
-    setting: Setting, problem: Problem, ways: Mapping[str, Way], traces: pd.Series[float], draws: int, say: Say
+    setting: Setting,
+    problem: Problem,
+    ways: Mapping[str, Way],
+    traces: pd.Series[float],
+    draws: int,
+    say: Say,
 ) -> dict[str, Spread]:
     """The spread of every way from its own samples, or from those of the way that it is like."""
     samples = dict[str, pd.DataFrame]()
@@ -210,18 +234,20 @@ def measure_spreads(
         if way.apart and "BlockSeparatedTrace" not in setting.ways:
             variance = sign_variances(problem, draws, stream(0, "pairs"))
             relative = variance.clip(lower=0) ** 0.5 / traces.abs()
-            return Spread(relative, f"2(‖G_ll‖² − Σ G_ii²) from the pairs of {draws} normal logit probes (claim G7)")
+            return Spread(
+                relative,
+                f"2(‖G_ll‖² − Σ G_ii²) from the pairs of {draws} normal logit probes (claim G7)",
+            )
         found = sampled(way.like or name)
         note = f"{len(found)} draws" + (f" of {way.like}, the same estimator" if way.like else "")
         if way.total:
             deviation = float(found.sum(axis=1).std(ddof=1))
-            return Spread(pd.Series({"total": deviation / abs(float(traces.sum()))}), note + ", their total")
+            return Spread(
+                pd.Series({"total": deviation / abs(float(traces.sum()))}), note + ", their total"
+            )
         return Spread(found.std(ddof=1) * way.group**0.5 / traces.abs(), note)
 
     return {name: spread(name, way) for name, way in ways.items() if not way.exact}
-
-
-# --- work -------------------------------------------------------------------------------------------------------------
 
 
 def probes_to(error: float, relative: pd.Series[float], group: int = 1) -> pd.Series[float]:
@@ -231,7 +257,11 @@ def probes_to(error: float, relative: pd.Series[float], group: int = 1) -> pd.Se
 
 
 def work_to(
-    error: float, once: pd.Series[float] | float, per_probe: pd.Series[float] | float, spread: Spread, group: int = 1
+    error: float,
+    once: pd.Series[float] | float,
+    per_probe: pd.Series[float] | float,
+    spread: Spread,
+    group: int = 1,
 ) -> float:
     """Gradients until the relative standard error of every layer is at most `error`.
 
@@ -253,9 +283,6 @@ def frontier(work: Callable[[float], float], worst: float) -> list[dict[str, flo
     return [{"work": work(error), "error": error} for error in sorted(errors, reverse=True)]
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
 def in_a_process(function: Callable[..., Any], *arguments: Any, **environment: str) -> Any:
     """What a function returns in a fresh process with more environment variables; MemoryError where that is killed."""
     before = {name: os.environ.get(name) for name in environment}
@@ -264,7 +291,9 @@ def in_a_process(function: Callable[..., Any], *arguments: Any, **environment: s
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             return pool.submit(function, *arguments).result()
     except BrokenProcessPool as error:
-        raise MemoryError("its process was killed, as a system does that runs out of memory") from error
+        raise MemoryError(
+            "its process was killed, as a system does that runs out of memory"
+        ) from error
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -302,18 +331,3 @@ def _use_memory(setting: Setting, way: str, problem: Problem) -> None:
         WAYS[way].call(only(problem, next(iter(problem.partition.blocks))), 1, stream(0))
     else:
         WAYS[way].call(problem, setting.counts[0], stream(0))
-
-
-def resident_now() -> int | None:
-    """Bytes of resident memory, from which on the peak counts; None without /proc."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        return resident("VmRSS")
-    except OSError:
-        return None
-
-
-def resident(field: str) -> int:
-    """Bytes of resident memory, now (VmRSS) or at the peak (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))

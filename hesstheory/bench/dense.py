@@ -14,9 +14,10 @@ from torch.func import functional_call
 
 from hesstheory.bench import cost
 from hesstheory.bench.problems import SETTINGS
-from hesstheory.conformance import peers
-from hesstheory.curvature import hessian
-from hesstheory.problem import Problem
+from hesstheory.conformance.subjects import peers
+from hesstheory.curvature.matrix import hessian
+from hesstheory.problem.risk import Problem
+from hesstheory.run import memory
 
 
 def _flat_risk(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -71,11 +72,11 @@ def dense_once(way: str, tiny: bool) -> tuple[float, float, int | None, float]:
     DENSE[way](SETTINGS["dense"].build(True, False))  # loads the libraries
     problem = SETTINGS["dense"].build(tiny, False)
     unit = cost.seconds_of(lambda: cost.gradient(problem))
-    before = cost.resident_now()
+    before = memory.resident_now()
     start = time.process_time()
     H = DENSE[way](problem)
     seconds = time.process_time() - start
-    peak = None if before is None else cost.resident("VmHWM") - before
+    peak = None if before is None else memory.resident("VmHWM") - before
     return unit, seconds, peak, float(H.norm())
 
 
@@ -96,8 +97,12 @@ def measure_dense(repeats: int, tiny: bool, say: cost.Say) -> dict[str, Any]:
     if max(norms) - min(norms) > 1e-10 * max(norms):
         raise AssertionError(f"the dense Hessians differ: their norms are {norms}")
     if not found:
-        raise MemoryError(f"no dense Hessian of {problem.num_params} parameters fits into memory: name other problems")
-    seconds = {way: statistics.median(result[1] for result in results) for way, results in found.items()}
+        raise MemoryError(
+            f"no dense Hessian of {problem.num_params} parameters fits into memory: name other problems"
+        )
+    seconds = {
+        way: statistics.median(result[1] for result in results) for way, results in found.items()
+    }
     unit = statistics.median(result[0] for results in found.values() for result in results)
     ours, matrix = seconds[next(iter(DENSE))], 8 * problem.num_params**2
     ways = {
@@ -106,7 +111,9 @@ def measure_dense(repeats: int, tiny: bool, say: cost.Say) -> dict[str, Any]:
             "seconds": seconds[way],
             "gradients": seconds[way] / unit,
             "times_ours": seconds[way] / ours,
-            "peak_in_matrices": None if results[0][2] is None else max(result[2] for result in results) / matrix,
+            "peak_in_matrices": None
+            if results[0][2] is None
+            else max(result[2] for result in results) / matrix,
         }
         for way, results in found.items()
     }

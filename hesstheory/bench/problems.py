@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesstheory import zoo
-from hesstheory.conformance import peers
-from hesstheory.estimators import BlockSeparatedTrace, Estimate, HutchPP, LayerwiseTrace, XTrace
-from hesstheory.execution import stream
-from hesstheory.logit_space import ControlVariateTrace, LogitProbeTrace, exact_traces
-from hesstheory.problem import Problem
+from hesstheory.conformance.subjects import peers
+from hesstheory.estimators.deflated import HutchPP, XTrace
+from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
+from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.outputs.traces import exact_traces
+from hesstheory.problem.risk import Problem
+from hesstheory.results.estimate import Estimate
+from hesstheory.run.streams import stream
 from hesstheory.zoo.initial import draw_parameters
 
 RANK = 10  # of Hutch++, and the probes of one run of XTrace
@@ -47,8 +50,16 @@ class Setting:
 
 def _mlp(activation: Callable[[], nn.Module], tiny: bool, train: bool) -> Problem:
     width = 8 if tiny else 256
-    with torch.device("meta"):  # the layers' own initialisation would draw from the global random stream
-        layers = [nn.Linear(784, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 10)]
+    with torch.device(
+        "meta"
+    ):  # the layers' own initialisation would draw from the global random stream
+        layers = [
+            nn.Linear(784, width),
+            activation(),
+            nn.Linear(width, width),
+            activation(),
+            nn.Linear(width, 10),
+        ]
         model = nn.Sequential(nn.Flatten(), *layers)
     return _on_digits(model, 16 if tiny else 128, (60 if tiny else 15) * train)
 
@@ -66,7 +77,9 @@ def _on_digits(model: nn.Module, num_samples: int, steps: int) -> Problem:
     """Digits of 28×28 pixels, He's weights, full-batch gradient descent with momentum 0.9."""
     inputs, targets = zoo.images("digits", num_samples=num_samples)
     inputs = inputs[:, :1, 2:30, 2:30].contiguous()
-    draw_parameters(model.float().to_empty(device="cpu"), stream(0, "bench"), gain=math.sqrt(2), spread=0.0)
+    draw_parameters(
+        model.float().to_empty(device="cpu"), stream(0, "bench"), gain=math.sqrt(2), spread=0.0
+    )
     descent = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     for _ in range(steps):
         descent.zero_grad()
@@ -78,7 +91,9 @@ def _on_digits(model: nn.Module, num_samples: int, steps: int) -> Problem:
 
 def _resnet18(tiny: bool, train: bool) -> Problem:
     data, width = zoo.images("digits", num_samples=4 if tiny else 16), 2 if tiny else 64
-    return zoo.full_scale_problem("resnet18", data, batch_size=16, width=width, generator=stream(0, "bench"))
+    return zoo.full_scale_problem(
+        "resnet18", data, batch_size=16, width=width, generator=stream(0, "bench")
+    )
 
 
 def _resnet18_as_built(tiny: bool, train: bool) -> Problem:
@@ -123,7 +138,10 @@ def bare_loop(problem: Problem, num_probes: int, generator: torch.Generator) -> 
     loss = problem.loss_fn(problem.model(batch[0]), batch[1])
     gradients, forms = torch.autograd.grad(loss, params, create_graph=True), []
     for _ in range(num_probes):
-        z = [torch.randint(2, p.shape, generator=generator).to(p.dtype).mul_(2).sub_(1) for p in params]
+        z = [
+            torch.randint(2, p.shape, generator=generator).to(p.dtype).mul_(2).sub_(1)
+            for p in params
+        ]
         products = torch.autograd.grad(gradients, params, z, retain_graph=True)
         forms.append(torch.stack([(a * b).sum() for a, b in zip(z, products, strict=True)]))
     return torch.stack(forms)
@@ -153,10 +171,16 @@ WAYS: Mapping[str, Way] = {
     "XTrace": Way(_xtrace, group=RANK),
     "exact_traces": Way(lambda problem, k, g: exact_traces(problem), exact=True),
     "LogitProbeTrace": Way(lambda problem, k, g: LogitProbeTrace(k)(problem, g)),
-    "LogitProbeTrace, summed": Way(lambda problem, k, g: LogitProbeTrace(k, per_sample=False)(problem, g)),
+    "LogitProbeTrace, summed": Way(
+        lambda problem, k, g: LogitProbeTrace(k, per_sample=False)(problem, g)
+    ),
     "ControlVariateTrace": Way(lambda problem, k, g: ControlVariateTrace(k)(problem, g)),
-    "ControlVariateTrace, probed": Way(lambda problem, k, g: ControlVariateTrace(k, exact=False)(problem, g)),
-    "ControlVariateTrace, separated": Way(lambda problem, k, g: ControlVariateTrace(k, separated=True)(problem, g)),
+    "ControlVariateTrace, probed": Way(
+        lambda problem, k, g: ControlVariateTrace(k, exact=False)(problem, g)
+    ),
+    "ControlVariateTrace, separated": Way(
+        lambda problem, k, g: ControlVariateTrace(k, separated=True)(problem, g)
+    ),
     "PyHessian": _peer("pyhessian.all_probes", like="LayerwiseTrace", total=True),
     "curvlinops": _peer("curvlinops.hutchinson", like="BlockSeparatedTrace", apart=True),
     "hessian-eigenthings": _peer("hessian-eigenthings", like="BlockSeparatedTrace", apart=True),
@@ -190,4 +214,6 @@ SETTINGS: Mapping[str, Setting] = {
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError with the known names."""
     if unknown := [name for name in names if name not in SETTINGS]:
-        raise ValueError(f"no problem {unknown[0]!r}: choose from {', '.join(SETTINGS)}, or name none for all of them")
+        raise ValueError(
+            f"no problem {unknown[0]!r}: choose from {', '.join(SETTINGS)}, or name none for all of them"
+        )

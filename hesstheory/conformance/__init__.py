@@ -1,8 +1,10 @@
 """Is the user's estimator right? Reference problems with certified answers, and checks with known error rates."""
 
-from hesstheory.conformance.answers import Answer, IllegalAnswer, Misuse, load
-from hesstheory.conformance.checks import CHECKS, Finding
+from hesstheory.conformance.checks import CHECKS
+from hesstheory.conformance.contract import Answer, IllegalAnswer, Misuse
+from hesstheory.conformance.named import load
 from hesstheory.conformance.problems import Reference, references
+from hesstheory.conformance.session import Finding
 from hesstheory.conformance.suite import (
     CheckResult,
     check_apart,

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstheory.conformance.checks import FAILED
+from hesstheory.conformance.session import FAILED
+from hesstheory.conformance.subjects.wrong import WRONG
 from hesstheory.conformance.suite import SIGNATURES, CheckResult, check_estimator
-from hesstheory.execution import scatter, write_atomically
-from hesstheory.mutants.black_boxes import WRONG
+from hesstheory.run.files import write_atomically
+from hesstheory.run.workers import scatter
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,9 @@ def _killed(task: tuple[str, tuple[str, ...], int, int]) -> Killed:
             break
     lines = sorted(line for result in failed for line in result.signature)
     seconds = time.monotonic() - start
-    return Killed(name, sin_of(name), tuple(result.check for result in failed), tuple(lines), seconds)
+    return Killed(
+        name, sin_of(name), tuple(result.check for result in failed), tuple(lines), seconds
+    )
 
 
 def sin_of(name: str) -> str:
@@ -92,7 +95,10 @@ def smallest_set(killed_by: Mapping[str, Sequence[str]]) -> list[str]:
 def to_json(matrix: Sequence[Killed]) -> dict[str, object]:
     """{"mutants": {name: {"killed_by": [...], "sin"}}, "smallest_set": [...]}."""
     return {
-        "mutants": {killed.name: {"killed_by": list(killed.killed_by), "sin": killed.sin} for killed in matrix},
+        "mutants": {
+            killed.name: {"killed_by": list(killed.killed_by), "sin": killed.sin}
+            for killed in matrix
+        },
         "smallest_set": smallest_set({killed.name: killed.killed_by for killed in matrix}),
     }
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import skip_init
 
-from hesstheory.estimators import Probe, Sphere
-from hesstheory.problem import Partition, Problem
+from hesstheory.estimators.probes import Probe, Sphere
+from hesstheory.problem.partition import Partition
+from hesstheory.problem.risk import Problem
 
 CERTIFIED = "certified.json"
 
@@ -75,7 +76,9 @@ def grid(shape: Sequence[int], seed: int, most: int = 8, step: float = 0.125) ->
     """Multiples of `step` from −most to most, by the finaliser of splitmix64 (Steele, Lea and Flood 2014)."""
     count = int(np.prod(shape))
     with np.errstate(over="ignore"):
-        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed * 0x632BE5AB + 1)
+        x = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(
+            seed * 0x632BE5AB + 1
+        )
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         x = x ^ (x >> np.uint64(31))
@@ -114,7 +117,9 @@ class Springs(nn.Module):
     the problem is posed, punishes coarse differences.
     """
 
-    def __init__(self, theta: Tensor, sizes: Mapping[str, int], reaches: Sequence[int], quartic: float = 0.0) -> None:
+    def __init__(
+        self, theta: Tensor, sizes: Mapping[str, int], reaches: Sequence[int], quartic: float = 0.0
+    ) -> None:
         super().__init__()
         self.reaches, self.quartic, self.rest = tuple(reaches), quartic, theta.clone()
         for name, part in zip(sizes, torch.split(theta, list(sizes.values())), strict=True):
@@ -156,7 +161,9 @@ def _springs(
     inputs = torch.cat([diagonal[:, None], springs], 1).to(dtype)
     model = Springs(grid([P], 7).to(dtype), sizes, reaches, quartic)
     targets = torch.zeros(n, dtype=dtype)
-    batches = [(inputs[end - size : end], targets[end - size : end]) for end, size in _ends(batch_sizes)]
+    batches = [
+        (inputs[end - size : end], targets[end - size : end]) for end, size in _ends(batch_sizes)
+    ]
     return Problem(model, mean_energy, batches)
 
 
@@ -170,7 +177,15 @@ def flat(dtype: torch.dtype = torch.float64) -> Problem:
     sizes = {"first": 256, "second": 256, "third": 256}
     level = torch.cat([torch.full((256,), value) for value in (2.0, 3.0, 4.0)]).double()
     diagonal = level + grid([4, 768], 11, most=4)
-    return _springs(sizes, diagonal, grid([4, 2, 768], 12, most=4, step=1 / 32), (1, 256), (2, 2), dtype, quartic=64.0)
+    return _springs(
+        sizes,
+        diagonal,
+        grid([4, 2, 768], 12, most=4, step=1 / 32),
+        (1, 256),
+        (2, 2),
+        dtype,
+        quartic=64.0,
+    )
 
 
 def ragged() -> Problem:
@@ -178,14 +193,18 @@ def ragged() -> Problem:
     sizes = {"left": 96, "right": 96}
     level = torch.full((33, 192), 2.0, dtype=torch.float64)
     level[32] = -6.0
-    return _springs(sizes, level + grid([33, 192], 21, most=4), grid([33, 1, 192], 22, most=2), (1,), (32, 1))
+    return _springs(
+        sizes, level + grid([33, 192], 21, most=4), grid([33, 1, 192], 22, most=2), (1,), (32, 1)
+    )
 
 
 def negative() -> Problem:
     """One block of negative trace and one of positive trace that together are negative."""
     sizes = {"hill": 96, "valley": 48}
     level = torch.cat([torch.full((96,), -3.0), torch.full((48,), 2.0)]).double()
-    return _springs(sizes, level + grid([6, 144], 31, most=4), grid([6, 1, 144], 32, most=4), (1,), (4, 2))
+    return _springs(
+        sizes, level + grid([6, 144], 31, most=4), grid([6, 1, 144], 32, most=4), (1,), (4, 2)
+    )
 
 
 def unequal() -> Problem:
@@ -193,7 +212,9 @@ def unequal() -> Problem:
     sizes = {"scalar": 1, "small": 3, "smaller": 40, "large": 160}
     means = zip(sizes.values(), (16.0, -8.0, 2.0, 1.0), strict=True)
     level = torch.cat([torch.full((size,), mean, dtype=torch.float64) for size, mean in means])
-    return _springs(sizes, level + grid([4, 204], 41, most=2), grid([4, 1, 204], 42, most=1), (1,), (3, 1))
+    return _springs(
+        sizes, level + grid([4, 204], 41, most=2), grid([4, 1, 204], 42, most=1), (1,), (3, 1)
+    )
 
 
 def coupled() -> Problem:
@@ -270,7 +291,11 @@ def tied() -> Problem:
     """A weight used by two layers: its instances' blocks alone give about half of the trace."""
     model = set_parameters(TwoUses().double(), 71)
     noise, x = grid([16, 8], 72, most=2), 2 * torch.eye(8, dtype=torch.float64).repeat(2, 1)
-    return Problem(model, half_squared_error, _two_batches(torch.stack([x, x + noise], 1), grid([16, 6], 73), 10))
+    return Problem(
+        model,
+        half_squared_error,
+        _two_batches(torch.stack([x, x + noise], 1), grid([16, 6], 73), 10),
+    )
 
 
 class TiedAutoencoder(nn.Module):
@@ -298,7 +323,9 @@ def batch_norm() -> Problem:
         ("flatten", nn.Flatten()), ("head", _linear(8, 2)),
     )  # fmt: skip
     return Problem(
-        set_parameters(net, 91), F.cross_entropy, _two_batches(grid([7, 1, 4, 4], 96, step=0.25), _labels(7, 2), 4)
+        set_parameters(net, 91),
+        F.cross_entropy,
+        _two_batches(grid([7, 1, 4, 4], 96, step=0.25), _labels(7, 2), 4),
     )
 
 
@@ -331,7 +358,9 @@ def unreached() -> Problem:
 def regrouped() -> Problem:
     """Two blocks of two layers that are not the layers."""
     problem = smooth_mlp()
-    partition = Partition.by(problem.model, lambda name: "biases" if name.endswith("bias") else "weights")
+    partition = Partition.by(
+        problem.model, lambda name: "biases" if name.endswith("bias") else "weights"
+    )
     return problem.with_partition(partition)
 
 
@@ -356,7 +385,13 @@ def layouts() -> Problem:
         model.get_parameter("scale").fill_(0.5)
     x, y = grid([10, 2, 6], 122, step=0.25), grid([10, 4], 123)
     x[5:] *= 2
-    owner = {"scale": "scale", "matrix": "inner", "offset": "outer", "kernel.weight": "inner", "kernel.bias": "outer"}
+    owner = {
+        "scale": "scale",
+        "matrix": "inner",
+        "offset": "outer",
+        "kernel.weight": "inner",
+        "kernel.bias": "outer",
+    }
     ends = _ends((2, 1, 3, 4))
     batches = [(x[end - size : end], y[end - size : end]) for end, size in ends]
     return Problem(model, half_squared_error, batches, Partition.by(model, owner.__getitem__))
@@ -375,18 +410,46 @@ def references() -> Mapping[str, Reference]:
     """All reference problems by name."""
     listed = (
         Reference("flat", "wrong factors of one per cent, wrong distributions", 0.01, flat),
-        Reference("ragged", "batches weighted wrongly, summed, dropped or taken for all", 0.05, ragged),
-        Reference("negative", "signs: clipped, folded or squared; stopping rules with a signed scale", 0.05, negative),
-        Reference("unequal", "exchanged and shifted blocks, means for sums, a block of one parameter", 0.20, unequal),
-        Reference("coupled", "probes shared by blocks, cross blocks left out of errors", 0.10, coupled),
-        Reference("smooth_mlp", "Gauss-Newton, Fisher and absolute curvature taken for the Hessian", 0.25, smooth_mlp),
-        Reference("skewed", "medians, trimmed means and centred probes in place of means", 0.20, skewed),
+        Reference(
+            "ragged", "batches weighted wrongly, summed, dropped or taken for all", 0.05, ragged
+        ),
+        Reference(
+            "negative",
+            "signs: clipped, folded or squared; stopping rules with a signed scale",
+            0.05,
+            negative,
+        ),
+        Reference(
+            "unequal",
+            "exchanged and shifted blocks, means for sums, a block of one parameter",
+            0.20,
+            unequal,
+        ),
+        Reference(
+            "coupled", "probes shared by blocks, cross blocks left out of errors", 0.10, coupled
+        ),
+        Reference(
+            "smooth_mlp",
+            "Gauss-Newton, Fisher and absolute curvature taken for the Hessian",
+            0.25,
+            smooth_mlp,
+        ),
+        Reference(
+            "skewed", "medians, trimmed means and centred probes in place of means", 0.20, skewed
+        ),
         Reference("tied", "instances of a tied weight counted apart", 0.10, tied),
         Reference("autoencoder", "a weight tied in series differentiated once", 0.25, autoencoder),
         Reference("batch_norm", "batch norm in train mode, convolutions", 0.60, batch_norm),
-        Reference("unreached", "tensors that the loss does not reach, zero curvature", 0.10, unreached),
+        Reference(
+            "unreached", "tensors that the loss does not reach, zero curvature", 0.10, unreached
+        ),
         Reference("regrouped", "layers taken for the blocks of the partition", 0.40, regrouped),
-        Reference("layouts", "ranks, memory layouts, interleaved blocks and later batches ignored", 0.30, layouts),
+        Reference(
+            "layouts",
+            "ranks, memory layouts, interleaved blocks and later batches ignored",
+            0.30,
+            layouts,
+        ),
         Reference("frozen", "frozen parameters counted", 0.25, frozen),
         Reference("float32", "dtypes mixed up", 0.02, _flat32),
     )
@@ -436,7 +499,7 @@ def _of_block(H: Tensor, index: Tensor) -> Iterator[tuple[str, float]]:
 
 def certificate() -> dict[str, Any]:
     """All certified values by the library's own route; the tests compare them with the second one."""
-    from hesstheory.curvature import hessian
+    from hesstheory.curvature.matrix import hessian
 
     return {
         name: certify(hessian(reference.problem.double()).to_dense(), reference.problem)
@@ -448,7 +511,9 @@ def main() -> None:
     """Writes `certified.json`: python -m hesstheory.conformance.problems."""
     from pathlib import Path
 
-    Path(__file__).with_name(CERTIFIED).write_text(json.dumps(certificate(), indent=1) + "\n", encoding="utf-8")
+    Path(__file__).with_name(CERTIFIED).write_text(
+        json.dumps(certificate(), indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -16,20 +16,22 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from hesstheory.conformance.answers import Estimator, Misuse, as_estimator, global_state, load, restore
-from hesstheory.conformance.checks import (
+from hesstheory.conformance.checks import CHECKS
+from hesstheory.conformance.contract import Estimator, Misuse, as_estimator
+from hesstheory.conformance.isolation import CAN_FORK, Lost, forked, here, in_child, patience
+from hesstheory.conformance.named import load
+from hesstheory.conformance.registry import ConformanceCheck
+from hesstheory.conformance.session import (
     BLOCKED,
-    CHECKS,
     FAILED,
     INCONCLUSIVE,
     PASSED,
     SKIPPED,
-    ConformanceCheck,
     Finding,
     Session,
 )
-from hesstheory.conformance.peers import PEERS, distribution_of, installed
-from hesstheory.conformance.processes import CAN_FORK, Lost, forked, here, in_child, patience
+from hesstheory.conformance.snapshots import global_state, restore
+from hesstheory.conformance.subjects.peers import PEERS, distribution_of, installed
 
 XFAILED = "xfailed"
 PROFILES = ("smoke", "ci", "full")
@@ -57,7 +59,9 @@ class CheckResult:
     @property
     def signature(self) -> frozenset[str]:
         """What failed where, and in which direction."""
-        return frozenset(f"{self.check}@{f.problem}{f.sign}" for f in self.findings if f.status == FAILED)
+        return frozenset(
+            f"{self.check}@{f.problem}{f.sign}" for f in self.findings if f.status == FAILED
+        )
 
 
 def check_estimator(
@@ -106,7 +110,11 @@ def check_apart(
 
     The checks after such a one are blocked. Where the platform cannot fork, all runs here.
     """
-    chosen, expected, done = _chosen(checks, profile), read_expected(expected_failed_checks), list[CheckResult]()
+    chosen, expected, done = (
+        _chosen(checks, profile),
+        read_expected(expected_failed_checks),
+        list[CheckResult](),
+    )
 
     def work(send: Callable[[CheckResult], None]) -> list[CheckResult]:
         return check_estimator(
@@ -143,7 +151,9 @@ class Course:
     ) -> None:  # fmt: skip
         subject = load(estimator) if isinstance(estimator, str) else as_estimator(estimator)
         if not isinstance(num_probes, int) or num_probes < 2:
-            raise Misuse(f"num_probes is {num_probes!r}: pass a whole number of at least 2, better 32 or more")
+            raise Misuse(
+                f"num_probes is {num_probes!r}: pass a whole number of at least 2, better 32 or more"
+            )
         if profile not in PROFILES:
             raise Misuse(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
         if isolate and not CAN_FORK:
@@ -178,7 +188,9 @@ class Course:
         """The outcome with suspects, by all that was decided so far, and with what was expected."""
         self.decided(name)
         ranked = suspects({line for result in self.done.values() for line in result.signature})
-        return _with_expectation(_with_suspects(self.done[name], ranked), self.expected, self.session.profile)
+        return _with_expectation(
+            _with_suspects(self.done[name], ranked), self.expected, self.session.profile
+        )
 
     def _decide(self, check: ConformanceCheck) -> CheckResult:
         if PROFILES.index(check.profile) > PROFILES.index(self.session.profile):
@@ -217,7 +229,9 @@ def _command(
     options = ["--profile", profile, "--num-probes", str(num_probes), "--seed", str(seed)]
     options += ["--probe", type(probe).__name__] if probe is not None else []
     options += ["--time-limit", f"{time_limit:g}"] if time_limit != TIME_LIMIT else []
-    return shlex.join(["hesstheory", "check", *words, *options, *(["--isolate"] if isolate else [])])
+    return shlex.join(
+        ["hesstheory", "check", *words, *options, *(["--isolate"] if isolate else [])]
+    )
 
 
 def _words(estimator: Any) -> list[str]:
@@ -265,7 +279,11 @@ def _blocked(check: ConformanceCheck, session: Session, done: Mapping[str, Check
     if check.problems and not session.legal(*check.problems):
         return f"check_answers_are_legal failed on {', '.join(check.problems)}"
     for need in check.needs:
-        if need != "check_answers_are_legal" and done[need].status in (FAILED, BLOCKED, INCONCLUSIVE):
+        if need != "check_answers_are_legal" and done[need].status in (
+            FAILED,
+            BLOCKED,
+            INCONCLUSIVE,
+        ):
             return f"{need} {done[need].status}"
     return ""
 
@@ -317,12 +335,16 @@ def _entries(entries: Mapping[str, Any], path: Path, today: date | None = None) 
         if isinstance(expires, datetime):
             expires = expires.date()
         if expires is not None and expires < (today or date.today()):
-            raise Misuse(f"--xfails {path}: the entry of {check} expired on {expires}: mend the estimator, or renew it")
+            raise Misuse(
+                f"--xfails {path}: the entry of {check} expired on {expires}: mend the estimator, or renew it"
+            )
         found[check] = table.get("reason")
     return read_expected(found, f"--xfails {path}: ")
 
 
-def read_expected(entries: Mapping[str, Any] | None, where: str = "expected_failed_checks: ") -> dict[str, str]:
+def read_expected(
+    entries: Mapping[str, Any] | None, where: str = "expected_failed_checks: "
+) -> dict[str, str]:
     """Expected failures with their reasons; raises Misuse for an unknown check or a missing reason."""
     found: dict[str, str] = {}
     for check, reason in (entries or {}).items():
@@ -331,12 +353,16 @@ def read_expected(entries: Mapping[str, Any] | None, where: str = "expected_fail
         if not isinstance(reason, str) or not reason.strip():
             raise Misuse(f"{where}{check} has no reason: say why the failure is expected")
         if full_name(check) in found:
-            raise Misuse(f"{where}{full_name(check)} is named twice, with and without `check_`: remove one")
+            raise Misuse(
+                f"{where}{full_name(check)} is named twice, with and without `check_`: remove one"
+            )
         found[full_name(check)] = reason
     return found
 
 
-def _with_expectation(result: CheckResult, expected: Mapping[str, str], profile: str) -> CheckResult:
+def _with_expectation(
+    result: CheckResult, expected: Mapping[str, str], profile: str
+) -> CheckResult:
     reason = expected.get(result.check)
     if reason is None:
         return result
@@ -360,19 +386,30 @@ def signatures() -> Mapping[str, frozenset[str]]:
     path = files("hesstheory.conformance") / SIGNATURES
     if not path.is_file():
         return {}
-    return {name: frozenset(lines) for name, lines in json.loads(path.read_text(encoding="utf-8")).items()}
+    return {
+        name: frozenset(lines)
+        for name, lines in json.loads(path.read_text(encoding="utf-8")).items()
+    }
 
 
 def suspects(found: set[str], most: int = 3) -> list[str]:
     """Known mistakes by the likeness of their failures to these: shared lines over all lines (Jaccard 1901)."""
-    scores = {name: len(found & known) / len(found | known) for name, known in signatures().items() if found & known}
+    scores = {
+        name: len(found & known) / len(found | known)
+        for name, known in signatures().items()
+        if found & known
+    }
     return sorted(scores, key=lambda name: (-scores[name], name))[:most]
 
 
 def _with_suspects(result: CheckResult, ranked: Sequence[str]) -> CheckResult:
     if result.status != FAILED:
         return result
-    alike = [name for name in ranked if any(line.startswith(f"{result.check}@") for line in signatures()[name])]
+    alike = [
+        name
+        for name in ranked
+        if any(line.startswith(f"{result.check}@") for line in signatures()[name])
+    ]
     return replace(result, suspects=tuple(alike))
 
 
@@ -402,10 +439,16 @@ def to_junit(estimator: str, results: Sequence[CheckResult]) -> str:
                        failures=str(failures), skipped=str(skipped),
                        time=f"{sum(r.seconds for r in results):.3f}")  # fmt: skip
     for r in results:
-        case = ET.SubElement(suite, "testcase", classname=estimator, name=r.check, time=f"{r.seconds:.3f}")
+        case = ET.SubElement(
+            suite, "testcase", classname=estimator, name=r.check, time=f"{r.seconds:.3f}"
+        )
         if r.status in (FAILED, INCONCLUSIVE):
-            text = "\n".join([r.detail, *(f"looks like {name}" for name in r.suspects), r.reproduce])
-            ET.SubElement(case, "failure", message=_xml_safe(r.detail), type=r.status).text = _xml_safe(text)
+            text = "\n".join(
+                [r.detail, *(f"looks like {name}" for name in r.suspects), r.reproduce]
+            )
+            ET.SubElement(
+                case, "failure", message=_xml_safe(r.detail), type=r.status
+            ).text = _xml_safe(text)
         elif r.status != PASSED:
             ET.SubElement(case, "skipped", message=_xml_safe(f"{r.status}: {r.detail}"))
     document = ET.Element("testsuites")

@@ -15,21 +15,14 @@ from typing import Any
 import torch
 
 from hesstheory import evidence
-from hesstheory.evidence import Check, Status, Verdict
-from hesstheory.execution import (
-    PATIENCE,
-    Ranks,
-    device_named,
-    fingerprint,
-    full_precision,
-    peak_memory,
-    precision_switches,
-    provenance,
-    ranks,
-    write_atomically,
-)
+from hesstheory.evidence.checks import Check, Status, Verdict
 from hesstheory.harness.stages import STAGES, Found, Stage
 from hesstheory.harness.subject import Say, Settings, Subject, built
+from hesstheory.run.files import write_atomically
+from hesstheory.run.memory import peak_memory
+from hesstheory.run.precision import full_precision, precision_switches
+from hesstheory.run.provenance import fingerprint, provenance
+from hesstheory.run.ranks import PATIENCE, Ranks, device_named, ranks
 
 Report = dict[str, Any]
 
@@ -72,7 +65,9 @@ def run(
             talk(f"{name}: {done['wall_seconds']:.1f} s")
         report = _joined(settings, found, us, str(device), command)
         if us.first:
-            write_atomically(folder / "harness.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+            write_atomically(
+                folder / "harness.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            )
     return report
 
 
@@ -81,14 +76,20 @@ def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
     file, code = folder / "settings.json", fingerprint("hesstheory")
     if not file.exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-            raise ValueError(f"{folder} holds files that are no run: pass an empty or a new folder as --out")
+            raise ValueError(
+                f"{folder} holds files that are no run: pass an empty or a new folder as --out"
+            )
         write_atomically(file, json.dumps(asdict(settings) | {"code": code}, indent=2) + "\n")
         return
     if not resume:
-        raise ValueError(f"{folder} holds a run: pass --resume to go on with it, or another folder as --out")
+        raise ValueError(
+            f"{folder} holds a run: pass --resume to go on with it, or another folder as --out"
+        )
     before = _record(file, set(), "pass another folder as --out")
     if differing := settings.differing(before):
-        raise ValueError(f"the run in {folder} has another {', '.join(differing)}: pass its settings, or another --out")
+        raise ValueError(
+            f"the run in {folder} has another {', '.join(differing)}: pass its settings, or another --out"
+        )
     if before.get("code") != code:
         raise ValueError(
             f"the run in {folder} was begun by other code or other versions of its libraries, whose numbers do not mix "
@@ -105,7 +106,9 @@ def _record(file: Path, keys: set[str], cure: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read ({str(error).partition(':')[0]}): {cure}") from error
+        raise ValueError(
+            f"{file} cannot be read ({str(error).partition(':')[0]}): {cure}"
+        ) from error
     if not isinstance(found, dict) or not keys <= found.keys():
         raise ValueError(f"{file} is no record of a run: {cure}")
     return found
@@ -126,11 +129,21 @@ def _read(file: Path) -> Found | None:
     """A finished stage; files are renamed into place, so that one which is there is whole unless it was damaged."""
     if not file.exists():
         return None
-    keys = {"layers", "checks", "seconds", "found", "wall_seconds", "peak_memory_bytes", "num_params"}
+    keys = {
+        "layers",
+        "checks",
+        "seconds",
+        "found",
+        "wall_seconds",
+        "peak_memory_bytes",
+        "num_params",
+    }
     return _record(file, keys, "delete it, and --resume measures that stage again")
 
 
-def _measured(name: str, stage: Callable[[Subject, Mapping[str, Found]], Stage], subject: Subject, found: Any) -> Found:
+def _measured(
+    name: str, stage: Callable[[Subject, Mapping[str, Found]], Stage], subject: Subject, found: Any
+) -> Found:
     start = time.perf_counter()
     result = stage(subject, found)
     return {
@@ -147,10 +160,18 @@ def _measured(name: str, stage: Callable[[Subject, Mapping[str, Found]], Stage],
 def _as_json(check: Check) -> dict[str, Any]:
     numbers = {key: getattr(check, key) for key in ("discrepancy", "bound", "alpha", "detectable")}
     finite = {key: x if x is None or math.isfinite(x) else None for key, x in numbers.items()}
-    return {"name": check.name, "detail": check.detail, "kind": str(check.kind), "status": str(check.status), **finite}
+    return {
+        "name": check.name,
+        "detail": check.detail,
+        "kind": str(check.kind),
+        "status": str(check.status),
+        **finite,
+    }
 
 
-def _joined(settings: Settings, found: Mapping[str, Found], us: Ranks, device: str, command: str) -> Report:
+def _joined(
+    settings: Settings, found: Mapping[str, Found], us: Ranks, device: str, command: str
+) -> Report:
     """The report: layers with all their numbers, checks, costs."""
     checks = [check for stage in found.values() for check in stage["checks"]]
     layers: dict[str, dict[str, float]] = {}
@@ -173,9 +194,13 @@ def _joined(settings: Settings, found: Mapping[str, Found], us: Ranks, device: s
         "num_params": next(iter(found.values()))["num_params"],
         "processes": us.count,
         "layers": layers,
-        "checks": {check["name"]: {k: v for k, v in check.items() if k != "name"} for check in checks},
+        "checks": {
+            check["name"]: {k: v for k, v in check.items() if k != "name"} for check in checks
+        },
         "found": {
-            name: {k: v for k, v in s["found"].items() if k != "samples"} for name, s in found.items() if s["found"]
+            name: {k: v for k, v in s["found"].items() if k != "samples"}
+            for name, s in found.items()
+            if s["found"]
         },
         "seconds": seconds,
         "gradients": {key: value / unit for key, value in seconds.items()},

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 import torch
 
 from hesstheory import zoo
-from hesstheory.curvature import hessian
-from hesstheory.estimators import hadamard_columns
-from hesstheory.execution import precision_switches, provenance, stream
-from hesstheory.logit_space import exact_traces
-from hesstheory.problem import Problem
+from hesstheory.curvature.matrix import hessian
+from hesstheory.estimators.enumerations import hadamard_columns
+from hesstheory.outputs.traces import exact_traces
+from hesstheory.problem.risk import Problem
+from hesstheory.run.precision import precision_switches
+from hesstheory.run.provenance import provenance
+from hesstheory.run.streams import stream
 
 _PEERS = ("curvlinops", "pyhessian", "hessian_eigenthings", "skerch")
 
@@ -23,10 +25,16 @@ def facts() -> dict[str, str]:
     found = provenance("hesstheory doctor")
     del found["command"]
     found["threads"] = str(torch.get_num_threads())
-    found["CUDA devices"] = ", ".join(_device(i) for i in range(torch.cuda.device_count())) or "none"
+    found["CUDA devices"] = (
+        ", ".join(_device(i) for i in range(torch.cuda.device_count())) or "none"
+    )
     found["distributed backends"] = ", ".join(_backends()) or "none"
-    found["data folder"] = os.environ.get("HESSTHEORY_DATA", "~/.cache/hesstheory (set HESSTHEORY_DATA for another)")
-    found["peer libraries"] = ", ".join(name for name in _PEERS if importlib.util.find_spec(name)) or "none"
+    found["data folder"] = os.environ.get(
+        "HESSTHEORY_DATA", "~/.cache/hesstheory (set HESSTHEORY_DATA for another)"
+    )
+    found["peer libraries"] = (
+        ", ".join(name for name in _PEERS if importlib.util.find_spec(name)) or "none"
+    )
     return found | {name: str(value) for name, value in precision_switches().items()}
 
 
@@ -37,7 +45,11 @@ def _device(index: int) -> str:
 
 def _backends() -> Iterator[str]:
     if torch.distributed.is_available():
-        yield from (name for name in ("gloo", "nccl", "mpi") if getattr(torch.distributed, f"is_{name}_available")())
+        yield from (
+            name
+            for name in ("gloo", "nccl", "mpi")
+            if getattr(torch.distributed, f"is_{name}_available")()
+        )
 
 
 def checks() -> Iterator[tuple[str, bool, str]]:
@@ -47,7 +59,11 @@ def checks() -> Iterator[tuple[str, bool, str]]:
         problem = _on(name)
         dense, exact = hessian(problem).trace_by_block(), exact_traces(problem)
         error = float((dense - exact).abs().max() / dense.abs().max())
-        yield f"exact traces on {name}", error < 1e-10, f"relative error {error:.1g} beside the dense Hessian"
+        yield (
+            f"exact traces on {name}",
+            error < 1e-10,
+            f"relative error {error:.1g} beside the dense Hessian",
+        )
         Z = hadamard_columns(problem.num_params).to(problem.device)
         q = hessian(problem).quadratic_forms(Z).mean(0).cpu().numpy()
         error = float(abs(q - dense.to_numpy()).max() / dense.abs().max())
@@ -61,4 +77,6 @@ def checks() -> Iterator[tuple[str, bool, str]]:
 def _on(device: str) -> Problem:
     problem = zoo.problem("relu_mlp", stream(0, "doctor"))
     model = problem.model.to(device)
-    return Problem(model, problem.loss_fn, [(x.to(device), y.to(device)) for x, y in problem.batches])
+    return Problem(
+        model, problem.loss_fn, [(x.to(device), y.to(device)) for x, y in problem.batches]
+    )

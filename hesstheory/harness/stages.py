@@ -20,14 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesstheory import theory
-from hesstheory.curvature import Curvature, ggn, hessian, keep_freed_memory, residual
-from hesstheory.dual import DualGram, dual_gram, sketched_norms
-from hesstheory.estimators import Rademacher
-from hesstheory.evidence import Check, Kind, Status, Tail
-from hesstheory.execution import seconds_of, stream
+from hesstheory.autograd.graph import NotTwiceDifferentiable, differentiating
+from hesstheory.curvature.matrix import Curvature, ggn, hessian, residual
+from hesstheory.estimators.from_outputs import LogitProbeTrace
+from hesstheory.estimators.probes import Rademacher
+from hesstheory.evidence.checks import Check, Kind, Status
+from hesstheory.evidence.sequential import Tail
 from hesstheory.harness.subject import Subject
-from hesstheory.logit_space import LogitProbeTrace, exact_traces, sample_traces
-from hesstheory.problem import NotTwiceDifferentiable, Problem, differentiating
+from hesstheory.outputs.gram import DualGram, dual_gram
+from hesstheory.outputs.sketches import sketched_norms
+from hesstheory.outputs.traces import exact_traces, sample_traces
+from hesstheory.problem.risk import Problem
+from hesstheory.run.clock import seconds_of
+from hesstheory.run.memory import keep_freed_memory
+from hesstheory.run.streams import stream
 from hesstheory.zoo.full_scale import TwoExits
 
 Found = dict[str, Any]
@@ -37,7 +43,12 @@ VARIANCE_ALPHA = 1e-3  # of the test of variances
 _MOST_ROWS = 256  # of the dual Gram matrices; more samples × columns are sketched
 _SKETCHES, _SKETCH_ROWS = 4, 16
 _GROUP = 8  # probes whose products are held at once
-_STEPS = (1e-8, 1e-9, 1e-10, 1e-11)  # relative: the shorter, the fewer kinks lie between, and the more rounding counts
+_STEPS = (
+    1e-8,
+    1e-9,
+    1e-10,
+    1e-11,
+)  # relative: the shorter, the fewer kinks lie between, and the more rounding counts
 _NORM_PROBES = 16  # at least, for the norms of the blocks
 
 
@@ -80,10 +91,16 @@ def kinks(subject: Subject, before: Mapping[str, Found]) -> Stage:
         for way in (problem, problem.rebatched(1)):
             for low, high in zip(subject.halving(_switches, way), reference, strict=True):
                 wrong = int((low != high).sum())
-                units, flipped, share = units + low.numel(), flipped + wrong, max(share, wrong / low.numel())
+                units, flipped, share = (
+                    units + low.numel(),
+                    flipped + wrong,
+                    max(share, wrong / low.numel()),
+                )
     eps = torch.finfo(problem.dtype).eps
     # Units that flip independently change a product, relatively, by the root of their share; four times that.
-    return Stage(found={"units": units, "flipped": flipped, "tolerance": eps**0.5 + 4 * math.sqrt(share)})
+    return Stage(
+        found={"units": units, "flipped": flipped, "tolerance": eps**0.5 + 4 * math.sqrt(share)}
+    )
 
 
 def _switches(problem: Problem) -> list[Tensor]:
@@ -115,12 +132,17 @@ def exact(subject: Subject, before: Mapping[str, Found]) -> Stage:
     found: list[Float[Tensor, "samples blocks"]] = []
 
     def work() -> None:
-        found.append(subject.each_sample(lambda local: torch.tensor(sample_traces(local, target).to_numpy())))
+        found.append(
+            subject.each_sample(lambda local: torch.tensor(sample_traces(local, target).to_numpy()))
+        )
 
     seconds = seconds_of(work, subject.device)
     (traces,) = found
     return Stage(
-        {"exact": _by_layer(subject, traces.mean(0)), "sample_trace_sd": _by_layer(subject, traces.std(0))},
+        {
+            "exact": _by_layer(subject, traces.mean(0)),
+            "sample_trace_sd": _by_layer(subject, traces.std(0)),
+        },
         seconds={"exact_traces": seconds},
         found={"samples": traces.tolist()},
     )
@@ -135,12 +157,17 @@ def estimates(subject: Subject, before: Mapping[str, Found]) -> Stage:
     seconds = 0.0
     for group in groups:
         subject.say(f"products with probes {group.start + 1} to {group.stop} of {K}")
-        seconds += seconds_of(partial(_append_forms, samples, subject, matrix, group), subject.device)
+        seconds += seconds_of(
+            partial(_append_forms, samples, subject, matrix, group), subject.device
+        )
     q = torch.cat(samples).cpu()
     distinct = len(torch.unique(q, dim=0))
     per_probe = max(seconds - len(groups) * graph, 1e-9) / K
     return Stage(
-        {"estimate": _by_layer(subject, q.mean(0)), "stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
+        {
+            "estimate": _by_layer(subject, q.mean(0)),
+            "stderr": _by_layer(subject, q.std(0) / math.sqrt(K)),
+        },
         [_at_most("probes differ", K - distinct, 0, "samples that repeat another one")],
         seconds={"product": per_probe, "graph": graph, "estimates": seconds},
         found={"samples": q.tolist()},
@@ -165,13 +192,20 @@ def _append_forms(samples: list[Tensor], *arguments: Any) -> None:
     samples.append(_forms(*arguments))
 
 
-def _forms(subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range) -> Float[Tensor, "probes blocks"]:
+def _forms(
+    subject: Subject, matrix: Callable[[Problem], Curvature], numbers: range
+) -> Float[Tensor, "probes blocks"]:
     """q_l = z_lᵀ(Mz)_l of the numbered probes: of all samples together, or of this process's probes and all samples."""
     if subject.settings.parallel == "data" or subject.ranks.count == 1:
         Z = subject.probes(numbers)
         return subject.over_samples(lambda local: matrix(local).quadratic_forms(Z))
     mine = subject.ranks.share(len(numbers))
-    q = torch.zeros(len(numbers), len(subject.problem.partition.blocks), dtype=torch.float64, device=subject.device)
+    q = torch.zeros(
+        len(numbers),
+        len(subject.problem.partition.blocks),
+        dtype=torch.float64,
+        device=subject.device,
+    )
 
     def work() -> Tensor:
         Z = subject.probes(range(numbers.start + mine.start, numbers.start + mine.stop))
@@ -231,7 +265,9 @@ def dual(subject: Subject, before: Mapping[str, Found]) -> Stage:
     norms2 = gram.squared_product_norms().cpu()[2:]
     found = _row_norms2(subject, ggn, verified, part)
     scale = norms2 + gram.traces.cpu().square()
-    stage.checks.append(_close("norms of products by rows", found - norms2, scale, subject, 2 * of_forms))
+    stage.checks.append(
+        _close("norms of products by rows", found - norms2, scale, subject, 2 * of_forms)
+    )
     if problem.dtype != torch.float64:
         stage.checks += _in_float64(subject, Z[:, two])
     return stage
@@ -307,7 +343,9 @@ def _against_products(subject: Subject, q: Tensor, tolerance: float) -> Check:
         forms.append(torch.stack([z.cpu()[i].double() @ Hz[i] for i in index]))
         norms.append(torch.stack([Hz[i].norm() for i in index]))
     scale = torch.stack(forms).abs() + torch.stack(norms)
-    return _close("estimates are forms of products", q - torch.stack(forms), scale, subject, tolerance)
+    return _close(
+        "estimates are forms of products", q - torch.stack(forms), scale, subject, tolerance
+    )
 
 
 def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
@@ -316,7 +354,9 @@ def _in_float64(subject: Subject, Z: Tensor) -> list[Check]:
     def work() -> list[Check]:
         few = subject.problem.double().head(2)
         gram = dual_gram(few, Z)
-        traces = torch.tensor(sample_traces(few, "hessian" if subject.piecewise_linear else "ggn").to_numpy())
+        traces = torch.tensor(
+            sample_traces(few, "hessian" if subject.piecewise_linear else "ggn").to_numpy()
+        )
         q = _full_forms(subject, matrix_of(subject), few, Z)
         residuals = _residual_forms(subject, few, Z)
         strict, where = torch.finfo(torch.float64).eps ** 0.5, ", in float64"
@@ -399,14 +439,18 @@ def variance(subject: Subject, before: Mapping[str, Found]) -> Stage:
         f"largest |z| {_largest(z.abs()):.2f} of {len(z)} layers with K = {K}, bound {bound:.1f}; finds a bias of "
         f"{bias:.1f} standard deviations of one probe{without}"
     )
-    stage.checks.append(_tested("joint z-test of the layers", _largest(widened), bound, detail, ALPHA, K, bias))
+    stage.checks.append(
+        _tested("joint z-test of the layers", _largest(widened), bound, detail, ALPHA, K, bias)
+    )
     detail = (
         f"measured over predicted {-_largest(-ratio):.2f} to {_largest(ratio):.2f}, median "
         f"{float(ratio.nanmedian()):.2f}, of {len(z)} layers with K = {K}; intervals {-_largest(-lows):.2g} to "
         f"{_largest(highs):.3g}; finds a factor of {factor:.3g}{without}"
     )
     outside = torch.maximum(ratio / highs, lows / ratio)
-    stage.checks.append(_tested("variance as predicted", _largest(outside), 1.0, detail, VARIANCE_ALPHA, K, factor))
+    stage.checks.append(
+        _tested("variance as predicted", _largest(outside), 1.0, detail, VARIANCE_ALPHA, K, factor)
+    )
     _critical_probes(subject, before, predicted, stage)
     return stage
 
@@ -430,7 +474,9 @@ def _row_norms2(
         Y = subject.over_samples(lambda local: matrix(local) @ Z)
     else:  # some samples, by every process
         Y = subject.halving(lambda part: matrix(part) @ Z, problem).double()
-    return torch.stack([Y[i.to(Y.device)].square().sum(0) for i in subject.problem.index.values()], dim=1).cpu()
+    return torch.stack(
+        [Y[i.to(Y.device)].square().sum(0) for i in subject.problem.index.values()], dim=1
+    ).cpu()
 
 
 @dataclass(frozen=True)
@@ -458,23 +504,33 @@ class _SquareLaw:
         """
         chunks = [min(100_000, runs - start) for start in range(0, runs, 100_000)]
         generator, share = np.random.default_rng(0), VARIANCE_ALPHA / self.num_layers / 2
-        ratios = np.concatenate([generator.chisquare(1, size=(n, self.num_probes)).var(1, ddof=1) / 2 for n in chunks])
+        ratios = np.concatenate(
+            [generator.chisquare(1, size=(n, self.num_probes)).var(1, ddof=1) / 2 for n in chunks]
+        )
         low, high, seldom = np.quantile(ratios, [share, 1 - share, 1e-3])
         return float(low), float(high), float(high / seldom)
 
 
-def _critical_probes(subject: Subject, before: Mapping[str, Found], predicted: Tensor, stage: Stage) -> None:
+def _critical_probes(
+    subject: Subject, before: Mapping[str, Found], predicted: Tensor, stage: Stage
+) -> None:
     """K* = V(H_B)/Var_B[tr H_B] with the traces of single samples, and the K that costs least.
 
     Batches are drawn from a stream of fresh data, so that no part of the noise is left out.
     """
     seconds, b = before["estimates"]["seconds"], subject.problem.num_samples
     for layer, V in _by_layer(subject, predicted).items():
-        floor = theory.batch_trace_variance(before["exact"]["layers"]["sample_trace_sd"][layer] ** 2, b, math.inf)
-        critical = theory.critical_num_probes(V, floor) if floor > 0 and math.isfinite(V) else math.inf
+        floor = theory.batch_trace_variance(
+            before["exact"]["layers"]["sample_trace_sd"][layer] ** 2, b, math.inf
+        )
+        critical = (
+            theory.critical_num_probes(V, floor) if floor > 0 and math.isfinite(V) else math.inf
+        )
         best = math.inf
         if math.isfinite(critical):
-            best = max(theory.cost_optimal_num_probes(seconds["graph"], seconds["product"], critical), 1.0)
+            best = max(
+                theory.cost_optimal_num_probes(seconds["graph"], seconds["product"], critical), 1.0
+            )
         stage.layers.setdefault("k_star", {})[layer] = critical
         stage.layers.setdefault("k_cost_optimal", {})[layer] = best
 
@@ -500,16 +556,24 @@ def logit_probes(subject: Subject, before: Mapping[str, Found]) -> Stage:
     q = samples[0].cpu()
     exact_trace, found = _vector(before["exact"]["layers"]["exact"]), before["dual"]["found"]
     stage = Stage(
-        {"logit_estimate": _by_layer(subject, q.mean(0)), "logit_stderr": _by_layer(subject, q.std(0) / math.sqrt(K))},
+        {
+            "logit_estimate": _by_layer(subject, q.mean(0)),
+            "logit_stderr": _by_layer(subject, q.std(0) / math.sqrt(K)),
+        },
         seconds={"logit_probe": seconds},
     )
     if found["sketched"]:
         traces = torch.tensor(before["exact"]["found"]["samples"], dtype=torch.float64)
         tail = _tail_of_sample_traces(traces, subject.settings.num_classes - 1)
     else:
-        tail = Tail.sign_form(_vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2), found["logit_spectral"])
+        tail = Tail.sign_form(
+            _vector(before["dual"]["layers"]["logit_sd"]) / math.sqrt(2), found["logit_spectral"]
+        )
     error, size = (q.mean(0) - exact_trace).numpy(), exact_trace.abs().numpy()
-    width = tail.half_width(K, ALPHA / len(error)) + torch.finfo(subject.problem.dtype).eps ** 0.5 * size
+    width = (
+        tail.half_width(K, ALPHA / len(error))
+        + torch.finfo(subject.problem.dtype).eps ** 0.5 * size
+    )
     bias = float(np.nanmax((width + tail.half_width(K, 1e-3)) / np.where(size > 0, size, math.nan)))
     worst = int(np.argmax(np.abs(error) / width))
     layer = list(subject.problem.partition.blocks)[worst]
@@ -517,7 +581,11 @@ def logit_probes(subject: Subject, before: Mapping[str, Found]) -> Stage:
         f"nearest to its bound {layer}: {error[worst]:.3g} of ±{width[worst]:.3g}; finds a bias of "
         f"{100 * bias:.2g} % of the trace in any layer"
     )
-    stage.checks.append(_tested("logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K, bias))
+    stage.checks.append(
+        _tested(
+            "logit probes", float(abs(error[worst])), float(width[worst]), detail, ALPHA, K, bias
+        )
+    )
     return stage
 
 
@@ -540,7 +608,9 @@ class _PartOfSigns:
     def kurtosis(self, num_params: int) -> float:
         return 1.0
 
-    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Float[Tensor, "params probes"]:
+    def sample(
+        self, num_params: int, num_probes: int, generator: torch.Generator
+    ) -> Float[Tensor, "params probes"]:
         everyone = Rademacher().sample(num_params, self.num_samples, generator)
         return everyone[:, self.start : self.start + num_probes]
 
@@ -554,11 +624,18 @@ def products(subject: Subject, before: Mapping[str, Found]) -> Stage:
     eps = torch.finfo(problem.dtype).eps
     asymmetry = abs(float(u.double() @ Hv - v.double() @ Hu)) / size
     stage.checks.append(
-        _at_most("symmetry", asymmetry, 1e-5 if problem.dtype == torch.float32 else 1e-12, "|uᵀHv − vᵀHu|/‖H‖_F")
+        _at_most(
+            "symmetry",
+            asymmetry,
+            1e-5 if problem.dtype == torch.float32 else 1e-12,
+            "|uᵀHv − vᵀHu|/‖H‖_F",
+        )
     )
     mixed = subject.product(hessian, u / 2 + 2 * v)
     nonlinear = float((mixed - (Hu / 2 + 2 * Hv)).norm() / mixed.norm())
-    stage.checks.append(_at_most("linearity", nonlinear, eps**0.5, "‖H(u/2 + 2v) − Hu/2 − 2Hv‖/‖·‖"))
+    stage.checks.append(
+        _at_most("linearity", nonlinear, eps**0.5, "‖H(u/2 + 2v) − Hu/2 − 2Hv‖/‖·‖")
+    )
     exact64 = _double(subject)
     Hv64 = Hv if problem.dtype == torch.float64 else subject.product(hessian, v.double(), exact64)
     if problem.dtype != torch.float64:
@@ -572,7 +649,9 @@ def products(subject: Subject, before: Mapping[str, Found]) -> Stage:
         wrong[step] = float((difference - Hv64).norm() / Hv64.norm())
     best = min(wrong, key=lambda step: wrong[step])
     what = f"‖(∇R(θ+hv) − ∇R(θ−hv))/2h − Hv‖/‖Hv‖ in float64, ‖hv‖ = {best:g} ‖θ‖"
-    stage.checks.append(_at_most("central differences", wrong[best], torch.finfo(torch.float32).eps ** 0.5, what))
+    stage.checks.append(
+        _at_most("central differences", wrong[best], torch.finfo(torch.float32).eps ** 0.5, what)
+    )
     stage.found["central_differences"] = {f"{step:g}": error for step, error in wrong.items()}
     return stage
 
@@ -581,7 +660,9 @@ def _double(subject: Subject) -> Problem:
     """A float64 problem whose parameters may be moved."""
     if subject.problem.dtype != torch.float64:
         return subject.problem.double()
-    return Problem(copy.deepcopy(subject.problem.model), subject.problem.loss_fn, subject.problem.batches)
+    return Problem(
+        copy.deepcopy(subject.problem.model), subject.problem.loss_fn, subject.problem.batches
+    )
 
 
 def _central_difference(subject: Subject, problem: Problem, v: Tensor, step: float) -> Tensor:
@@ -591,7 +672,9 @@ def _central_difference(subject: Subject, problem: Problem, v: Tensor, step: flo
     gradients = []
     for sign in (1, -1):
         with torch.no_grad():
-            for p, (start, stop) in zip(problem.params.values(), problem.offsets.values(), strict=True):
+            for p, (start, stop) in zip(
+                problem.params.values(), problem.offsets.values(), strict=True
+            ):
                 p.copy_((theta[start:stop] + sign * h * v[start:stop]).reshape(p.shape))
         gradients.append(subject.over_samples(_flat_gradient, problem))
     with torch.no_grad():
@@ -615,9 +698,13 @@ def train_mode(subject: Subject, before: Mapping[str, Found]) -> Stage:
     model = copy.deepcopy(subject.problem.model).train()
     whole = Problem(model, F.cross_entropy, subject.problem.batches, allow_train_mode=True)
     Z = subject.probes(range(K))
-    q = {name: hessian(p).quadratic_forms(Z).sum(1).cpu() for name, p in (("eval", subject.problem), ("train", whole))}
+    q = {
+        name: hessian(p).quadratic_forms(Z).sum(1).cpu()
+        for name, p in (("eval", subject.problem), ("train", whole))
+    }
     found = {
-        name: {"trace": float(x.mean()), "stderr": float(x.std() / math.sqrt(K)), "probes": K} for name, x in q.items()
+        name: {"trace": float(x.mean()), "stderr": float(x.std() / math.sqrt(K)), "probes": K}
+        for name, x in q.items()
     }
     change = q["train"] - q["eval"]
     detail = (
@@ -625,7 +712,9 @@ def train_mode(subject: Subject, before: Mapping[str, Found]) -> Stage:
         f"{found['eval']['trace']:.4g} ± {found['eval']['stderr']:.2g} in eval mode; "
         f"difference {float(change.mean()):.4g} ± {float(change.std() / math.sqrt(K)):.2g} (K = {K}, common probes)"
     )
-    return Stage(checks=[_reported("batch norm in train mode", detail)], found={"batch_norm": found})
+    return Stage(
+        checks=[_reported("batch norm in train mode", detail)], found={"batch_norm": found}
+    )
 
 
 def tied_head(subject: Subject, before: Mapping[str, Found]) -> Stage:
@@ -635,9 +724,13 @@ def tied_head(subject: Subject, before: Mapping[str, Found]) -> Stage:
         model = TwoExits(subject.problem.model, tied=tied).eval()
         problem = Problem(model, F.cross_entropy, subject.problem.batches)
         wanted = [block for block in problem.partition.blocks if block.startswith("head")]
-        of_all = subject.over_samples(lambda p: torch.tensor(exact_traces(p, "ggn").to_numpy()), problem)
+        of_all = subject.over_samples(
+            lambda p: torch.tensor(exact_traces(p, "ggn").to_numpy()), problem
+        )
         traces["tied" if tied else "untied"] = {
-            block: float(t) for block, t in zip(problem.partition.blocks, of_all, strict=True) if block in wanted
+            block: float(t)
+            for block, t in zip(problem.partition.blocks, of_all, strict=True)
+            if block in wanted
         }
     tied_trace, apart = sum(traces["tied"].values()), sum(traces["untied"].values())
     detail = (
@@ -665,8 +758,12 @@ def precision(subject: Subject, before: Mapping[str, Found]) -> Stage:
             subject.say(f"{name}: {str(error).splitlines()[0]}")
             continue
         errors[name] = float(((found - expected).abs() / scale).max())
-    shown = ", ".join(f"{name} {'not possible' if e is None else f'{e:.2g}'}" for name, e in errors.items())
-    stage.checks.append(_reported("reduced precision", f"error of zᵀ(Hz) in the worst layer, in its size: {shown}"))
+    shown = ", ".join(
+        f"{name} {'not possible' if e is None else f'{e:.2g}'}" for name, e in errors.items()
+    )
+    stage.checks.append(
+        _reported("reduced precision", f"error of zᵀ(Hz) in the worst layer, in its size: {shown}")
+    )
     stage.found["precision"] = errors
     return stage
 
@@ -727,24 +824,42 @@ def _autocast(subject: Subject, dtype: torch.dtype) -> Iterator[Problem]:
 # --- wording and bookkeeping ------------------------------------------------------------------------------------------
 
 
-def _close(name: str, error: Tensor, scale: Tensor, subject: Subject, tolerance: float, of: str = "") -> Check:
+def _close(
+    name: str, error: Tensor, scale: Tensor, subject: Subject, tolerance: float, of: str = ""
+) -> Check:
     """Relative errors of all layers within a tolerance."""
-    relative = (error.abs() / scale.clamp(min=torch.finfo(torch.float64).tiny)).reshape(-1, error.shape[-1]).amax(0)
+    relative = (
+        (error.abs() / scale.clamp(min=torch.finfo(torch.float64).tiny))
+        .reshape(-1, error.shape[-1])
+        .amax(0)
+    )
     layer = list(subject.problem.partition.blocks)[int(relative.argmax())]
-    return _at_most(name, float(relative.max()), tolerance, f"largest relative error{of}, in {layer}")
+    return _at_most(
+        name, float(relative.max()), tolerance, f"largest relative error{of}, in {layer}"
+    )
 
 
 def _at_most(name: str, value: float, bound: float, what: str) -> Check:
     status = Status.PASSED if value <= bound else Status.FAILED  # also where it is NaN
-    return Check(name, Kind.EXACT, status, f"{what}: {value:.2g}, at most {bound:.2g}", value, bound)
+    return Check(
+        name, Kind.EXACT, status, f"{what}: {value:.2g}, at most {bound:.2g}", value, bound
+    )
 
 
 def _tested(
-    name: str, value: float, bound: float, detail: str, alpha: float, num_draws: int, detectable: float | None = None
+    name: str,
+    value: float,
+    bound: float,
+    detail: str,
+    alpha: float,
+    num_draws: int,
+    detectable: float | None = None,
 ) -> Check:
     """A test of numbers that are drawn; `alpha` is the probability that right ones fail it."""
     status = Status.PASSED if value <= bound else Status.FAILED
-    return Check(name, Kind.STATISTICAL, status, detail, value, bound, alpha, 0.999, detectable, num_draws)
+    return Check(
+        name, Kind.STATISTICAL, status, detail, value, bound, alpha, 0.999, detectable, num_draws
+    )
 
 
 def _reported(name: str, detail: str) -> Check:
@@ -752,7 +867,9 @@ def _reported(name: str, detail: str) -> Check:
 
 
 def _by_layer(subject: Subject, values: Tensor) -> dict[str, float]:
-    return {block: float(x) for block, x in zip(subject.problem.partition.blocks, values, strict=True)}
+    return {
+        block: float(x) for block, x in zip(subject.problem.partition.blocks, values, strict=True)
+    }
 
 
 def _vector(of_layer: Mapping[str, float]) -> Tensor:

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesstheory import zoo
-from hesstheory.curvature import Curvature
-from hesstheory.estimators import Rademacher
-from hesstheory.execution import Ranks, stream
-from hesstheory.problem import Batch, Problem
+from hesstheory.curvature.matrix import Curvature
+from hesstheory.estimators.probes import Rademacher
+from hesstheory.problem.batches import Batch
+from hesstheory.problem.risk import Problem
+from hesstheory.run.ranks import Ranks
+from hesstheory.run.streams import stream
 from hesstheory.zoo.data import Data
 
 _T = TypeVar("_T")
@@ -28,7 +30,11 @@ MODELS = ("resnet18", "resnet34", "vgg11")
 DATA = {"digits": 10, "cifar10": 10, "cifar100": 100}
 _IMAGES = {"digits": 1797, "cifar10": 50_000, "cifar100": 50_000}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU}
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+}
 PARALLEL = ("data", "probes")
 
 _MOST, _MOST_CLASSES = 1_000_000, 10_000
@@ -66,16 +72,22 @@ class Settings:
         for name, least in (("batch", 2), ("probes", 2), ("steps", 0), ("width", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _MOST:
-                raise ValueError(f"{name} is {value!r}: pass a whole number from {least} to {_MOST:,}")
+                raise ValueError(
+                    f"{name} is {value!r}: pass a whole number from {least} to {_MOST:,}"
+                )
         if self.batch > (images := _IMAGES[self.data]):
-            raise ValueError(f"batch is {self.batch}: {self.data} has {images} images, pass that many or fewer")
+            raise ValueError(
+                f"batch is {self.batch}: {self.data} has {images} images, pass that many or fewer"
+            )
         if self.classes is not None and not DATA[self.data] <= self.classes <= _MOST_CLASSES:
             raise ValueError(
                 f"classes is {self.classes}: {self.data} has {DATA[self.data]}, pass that many or more, "
                 f"{_MOST_CLASSES:,} at most"
             )
         if not 0 <= self.label_noise <= 1:
-            raise ValueError(f"label_noise is {self.label_noise}: pass the fraction of wrong labels, 0 to 1")
+            raise ValueError(
+                f"label_noise is {self.label_noise}: pass the fraction of wrong labels, 0 to 1"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -84,7 +96,11 @@ class Settings:
     def differing(self, other: dict[str, Any]) -> list[str]:
         """Names of the settings in which another run differs; the device is free."""
         mine = asdict(self)
-        return [name for name in mine if name not in ("device", "root") and mine[name] != other.get(name)]
+        return [
+            name
+            for name in mine
+            if name not in ("device", "root") and mine[name] != other.get(name)
+        ]
 
 
 @dataclass
@@ -150,16 +166,22 @@ class Subject:
                 if size == 1:
                     raise
             torch.cuda.empty_cache()  # not before the error is gone, which holds what was there when it was raised
-            self.say(f"the device is out of memory with batches of {size}: going on with {size // 2}")
+            self.say(
+                f"the device is out of memory with batches of {size}: going on with {size // 2}"
+            )
             problem = problem.rebatched(size // 2)
 
-    def probes(self, numbers: Sequence[int], purpose: str = "probes") -> Float[Tensor, "params probes"]:
+    def probes(
+        self, numbers: Sequence[int], purpose: str = "probes"
+    ) -> Float[Tensor, "params probes"]:
         """Sign probes as int8, each from a stream of its own: who computes with them does not matter."""
         seed, P = self.settings.seed, self.problem.num_params
         columns = [Rademacher().signs(P, 1, stream(seed, purpose, str(k)))[:, 0] for k in numbers]
         return torch.stack(columns).mT.to(self.device)
 
-    def product(self, matrix: Callable[[Problem], Curvature], v: Tensor, problem: Problem | None = None) -> Tensor:
+    def product(
+        self, matrix: Callable[[Problem], Curvature], v: Tensor, problem: Problem | None = None
+    ) -> Tensor:
         """Matrix times vector, in float64."""
         return self.over_samples(lambda local: matrix(local) @ v, problem)
 
@@ -174,7 +196,9 @@ def _samples(problem: Problem, samples: range | list[int]) -> Problem:
 # --- built and trained ------------------------------------------------------------------------------------------------
 
 
-def built(settings: Settings, device: torch.device, ranks: Ranks, folder: Path, say: Say) -> Subject:
+def built(
+    settings: Settings, device: torch.device, ranks: Ranks, folder: Path, say: Say
+) -> Subject:
     """Draws the network, trains it or goes on with its training, and copies the first process's to all."""
     dtype, seed = DTYPES[settings.dtype], settings.seed
     number = None if settings.steps else settings.batch
@@ -195,7 +219,9 @@ def built(settings: Settings, device: torch.device, ranks: Ranks, folder: Path, 
     return Subject(settings, Problem(model.eval(), F.cross_entropy, [batch]), ranks, say)
 
 
-def _train(model: nn.Module, data: Data, settings: Settings, folder: Path, ranks: Ranks, say: Say) -> None:
+def _train(
+    model: nn.Module, data: Data, settings: Settings, folder: Path, ranks: Ranks, say: Say
+) -> None:
     """SGD with momentum 0.9 and a falling step; every process does all steps, the first one keeps them on disk.
 
     Batch number t depends on the seed and t alone, so that a run that goes on is the run that was never stopped.
@@ -229,10 +255,19 @@ def _train(model: nn.Module, data: Data, settings: Settings, folder: Path, ranks
         torch.autograd.backward(loss)
         optimizer.step()
         if not math.isfinite(value := loss.item()):
-            raise ValueError(f"training diverged at step {step + 1}: the loss is {value}; take fewer steps")
+            raise ValueError(
+                f"training diverged at step {step + 1}: the loss is {value}; take fewer steps"
+            )
         if (done := step + 1) % _CHECKPOINT_EVERY == 0 or done == settings.steps:
             if ranks.first:
-                _save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done})
+                _save(
+                    checkpoint,
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "step": done,
+                    },
+                )
             say(f"step {done} of {settings.steps}: loss {value:.4g}")
     model.zero_grad(set_to_none=True)
     model.eval()

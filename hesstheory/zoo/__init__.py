@@ -17,29 +17,16 @@ from hesstheory.zoo.full_scale import (
     vgg11,
 )
 from hesstheory.zoo.initial import initialise
-from hesstheory.zoo.small import (
-    MEDIUM,
-    SMALL,
-    TRAIN_MODE,
-    Attention,
-    Block,
-    Network,
-    QuadraticForms,
-    Recurrent,
-    ResidualBlock,
-    TiedAutoencoder,
+from hesstheory.zoo.networks import Attention, Recurrent, ResidualBlock, TiedAutoencoder, Transposed
+from hesstheory.zoo.prescribed import Block, QuadraticForms, mean_output, prescribed
+from hesstheory.zoo.problems import batches, problem, trained
+from hesstheory.zoo.registry import MEDIUM, SMALL, TRAIN_MODE, Network, network
+from hesstheory.zoo.ties import (
     TiedPair,
-    Transposed,
     TwoUses,
-    batches,
     half_squared_error,
     linear_autoencoder,
-    mean_output,
-    network,
-    prescribed,
-    problem,
     tied_pairs,
-    trained,
 )
 
 __all__ = [

@@ -45,22 +45,31 @@ def digits(
         return _data(_pixels(num_classes), num_classes, num_samples, dtype)
     scores = _principal_components(num_classes)
     if not 1 <= num_features <= scores.shape[1]:
-        raise ValueError(f"num_features is {num_features}: the digits have 1 to {scores.shape[1]} components")
+        raise ValueError(
+            f"num_features is {num_features}: the digits have 1 to {scores.shape[1]} components"
+        )
     return _data(scores[:, :num_features], num_classes, num_samples, dtype)
 
 
-def digit_images(num_classes: int = 10, num_samples: int | None = None, dtype: torch.dtype = torch.float64) -> Data:
+def digit_images(
+    num_classes: int = 10, num_samples: int | None = None, dtype: torch.dtype = torch.float64
+) -> Data:
     """The digits as images of one channel, N×1×8×8."""
     return _data(_pixels(num_classes).reshape(-1, 1, 8, 8), num_classes, num_samples, dtype)
 
 
-def digit_rows(num_classes: int = 10, num_samples: int | None = None, dtype: torch.dtype = torch.float64) -> Data:
+def digit_rows(
+    num_classes: int = 10, num_samples: int | None = None, dtype: torch.dtype = torch.float64
+) -> Data:
     """The digits as sequences of eight rows, N×8×8: axis 1 is the step or token."""
     return _data(_pixels(num_classes).reshape(-1, 8, 8), num_classes, num_samples, dtype)
 
 
 def digits_to_reconstruct(
-    num_features: int, num_classes: int, num_samples: int | None = None, dtype: torch.dtype = torch.float64
+    num_features: int,
+    num_classes: int,
+    num_samples: int | None = None,
+    dtype: torch.dtype = torch.float64,
 ) -> Data:
     """The first principal components of the digits, as inputs and as targets."""
     inputs, _ = digits(num_features, num_classes, num_samples, dtype)
@@ -69,13 +78,19 @@ def digits_to_reconstruct(
 
 def _data(inputs: ndarray, num_classes: int, num_samples: int | None, dtype: torch.dtype) -> Data:
     if num_samples is not None and not 1 <= num_samples <= len(inputs):
-        raise ValueError(f"num_samples is {num_samples}: the first {num_classes} digits have 1 to {len(inputs)} images")
+        raise ValueError(
+            f"num_samples is {num_samples}: the first {num_classes} digits have 1 to {len(inputs)} images"
+        )
     targets = _load_digits(num_classes)[1]
-    return Data(torch.tensor(inputs[:num_samples], dtype=dtype), torch.tensor(targets[:num_samples]))
+    return Data(
+        torch.tensor(inputs[:num_samples], dtype=dtype), torch.tensor(targets[:num_samples])
+    )
 
 
 @lru_cache
-def _load_digits(num_classes: int) -> tuple[Float64[ndarray, "images 64"], Int64[ndarray, " images"]]:
+def _load_digits(
+    num_classes: int,
+) -> tuple[Float64[ndarray, "images 64"], Int64[ndarray, " images"]]:
     from sklearn.datasets import load_digits  # takes a second to import
 
     if not 2 <= num_classes <= 10:
@@ -145,10 +160,14 @@ def images(
     if not 0 <= label_noise <= 1:
         raise ValueError(f"label_noise is {label_noise}: pass the fraction of wrong labels, 0 to 1")
     if label_noise > 0 and generator is None:
-        raise ValueError("label_noise needs a generator: pass generator=torch.Generator().manual_seed(...)")
+        raise ValueError(
+            "label_noise needs a generator: pass generator=torch.Generator().manual_seed(...)"
+        )
     found = _pictures(source, train, root)
     if num_samples is not None and not 1 <= num_samples <= len(found.labels):
-        raise ValueError(f"num_samples is {num_samples}: {source} has 1 to {len(found.labels)} images")
+        raise ValueError(
+            f"num_samples is {num_samples}: {source} has 1 to {len(found.labels)} images"
+        )
     inputs = (found.pixels[:num_samples].to(dtype) - found.mean.to(dtype)).div_(found.std.to(dtype))
     targets = found.labels[:num_samples].clone()
     if generator is not None and label_noise > 0:
@@ -169,7 +188,9 @@ def _pictures(source: str | Path, train: bool, root: str | Path | None) -> _Pict
         return _cifar(_CIFAR[source], train, _data_root(root))
     if isinstance(source, str) and source != "digits":
         known = ", ".join(map(repr, ["digits", *_CIFAR]))
-        raise KeyError(f"no images {source!r}: pass {known}, or the pathlib.Path of a folder of class folders")
+        raise KeyError(
+            f"no images {source!r}: pass {known}, or the pathlib.Path of a folder of class folders"
+        )
     if not train:
         raise ValueError(f"{source} has no test part: split images({source!r}) into two")
     return _folder(source) if isinstance(source, Path) else _large_digits()
@@ -251,15 +272,21 @@ _CIFAR = {
 
 
 def _cifar(known: _Cifar, train: bool, root: Path) -> _Pictures:
-    sha1, num_images = (known.train_sha1, known.num_images[0]) if train else (known.test_sha1, known.num_images[1])
+    sha1, num_images = (
+        (known.train_sha1, known.num_images[0]) if train else (known.test_sha1, known.num_images[1])
+    )
     size = num_images // len(sha1) * known.record
     folder, archive = root / known.folder, root / known.archive
     if folder.is_dir():
-        contents = [_from_folder(folder / name, size, digest, known) for name, digest in sha1.items()]
+        contents = [
+            _from_folder(folder / name, size, digest, known) for name, digest in sha1.items()
+        ]
     elif archive.is_file():
         contents = _from_archive(archive, list(sha1), known)
     else:
-        raise FileNotFoundError(f"neither {folder} nor {archive} is there: {_what_to_put(known, root)}")
+        raise FileNotFoundError(
+            f"neither {folder} nor {archive} is there: {_what_to_put(known, root)}"
+        )
     return _decoded(b"".join(contents), known)
 
 
@@ -276,9 +303,13 @@ def _from_folder(file: Path, size: int, sha1: str, known: _Cifar) -> bytes:
     if not file.is_file():
         raise FileNotFoundError(f"{file} is not there: {_what_to_put(known, file.parents[1])}")
     if (found := file.stat().st_size) != size:
-        raise ValueError(f"{file} is damaged: it has {found} bytes, expected {size}; get {known.url} again")
+        raise ValueError(
+            f"{file} is damaged: it has {found} bytes, expected {size}; get {known.url} again"
+        )
     content = file.read_bytes()
-    _check_digest(file, "SHA-1", sha1, hashlib.sha1(content, usedforsecurity=False).hexdigest(), known)
+    _check_digest(
+        file, "SHA-1", sha1, hashlib.sha1(content, usedforsecurity=False).hexdigest(), known
+    )
     return content
 
 
@@ -288,7 +319,9 @@ def _from_archive(archive: Path, names: list[str], known: _Cifar) -> list[bytes]
     _check_digest(archive, "MD5", known.archive_md5, md5, known)
     found = {}
     with tarfile.open(archive) as members:
-        for member in members:  # in the order of the file: going back would unpack it again from the start
+        for (
+            member
+        ) in members:  # in the order of the file: going back would unpack it again from the start
             name = member.name.removeprefix(f"{known.folder}/")
             if name in names and (content := members.extractfile(member)):
                 found[name] = content.read()
@@ -297,16 +330,23 @@ def _from_archive(archive: Path, names: list[str], known: _Cifar) -> list[bytes]
 
 def _check_digest(file: Path, kind: str, expected: str, found: str, known: _Cifar) -> None:
     if found != expected:
-        raise ValueError(f"{file} is damaged: its {kind} is {found}, expected {expected}; get {known.url} again")
+        raise ValueError(
+            f"{file} is damaged: its {kind} is {found}, expected {expected}; get {known.url} again"
+        )
 
 
 def _decoded(content: bytes, known: _Cifar) -> _Pictures:
     records = np.frombuffer(content, np.uint8).reshape(-1, known.record)
     labels = records[:, known.num_labels - 1].astype(np.int64)
     if (found := int(labels.max())) >= known.num_classes:
-        raise ValueError(f"{known.folder} has the label {found}, expected 0 to {known.num_classes - 1}")
+        raise ValueError(
+            f"{known.folder} has the label {found}, expected 0 to {known.num_classes - 1}"
+        )
     pixels = torch.from_numpy(records[:, known.num_labels :].copy()).view(-1, 3, 32, 32)
-    mean, std = (255 * torch.tensor(value, dtype=torch.float64).view(3, 1, 1) for value in (known.mean, known.std))
+    mean, std = (
+        255 * torch.tensor(value, dtype=torch.float64).view(3, 1, 1)
+        for value in (known.mean, known.std)
+    )
     return _Pictures(pixels, torch.from_numpy(labels), known.num_classes, mean, std)
 
 
@@ -317,15 +357,21 @@ _IMAGE_FILES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff"
 
 def _folder(path: Path) -> _Pictures:
     if not path.is_dir():
-        raise FileNotFoundError(f"{path} is no folder: pass one with a subfolder of images for each class")
+        raise FileNotFoundError(
+            f"{path} is no folder: pass one with a subfolder of images for each class"
+        )
     classes = sorted(child for child in path.iterdir() if child.is_dir())
     if len(classes) < 2:
         raise ValueError(
             f"{path} has {len(classes)} subfolders: it needs one of images for each of two or more classes"
         )
-    files = [sorted(f for f in child.rglob("*") if f.suffix.lower() in _IMAGE_FILES) for child in classes]
+    files = [
+        sorted(f for f in child.rglob("*") if f.suffix.lower() in _IMAGE_FILES) for child in classes
+    ]
     if empty := [child.name for child, found in zip(classes, files, strict=True) if not found]:
-        raise FileNotFoundError(f"no images in {', '.join(empty)} of {path}: fill or remove these subfolders")
+        raise FileNotFoundError(
+            f"no images in {', '.join(empty)} of {path}: fill or remove these subfolders"
+        )
     # Classes take turns, so that the first images are not all of one class.
     turns = sorted((turn, label) for label, found in enumerate(files) for turn in range(len(found)))
     pixels = torch.from_numpy(np.stack([_picture(files[label][turn]) for turn, label in turns]))
@@ -342,7 +388,9 @@ def _picture(file: Path) -> UInt8[ndarray, "3 32 32"]:
         with Image.open(file) as opened:
             image = opened.convert("RGB")
     except OSError as error:
-        raise ValueError(f"{file} is damaged or no image ({error}): replace or remove it") from error
+        raise ValueError(
+            f"{file} is damaged or no image ({error}): replace or remove it"
+        ) from error
     if image.size != (32, 32):
         image = image.resize((32, 32), Image.Resampling.BILINEAR)
     return np.asarray(image).transpose(2, 0, 1)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hesstheory.problem import Problem
+from hesstheory.problem.risk import Problem
 from hesstheory.zoo.data import Data
 from hesstheory.zoo.initial import draw_parameters, set_running_statistics
 
@@ -41,7 +41,9 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(projection, nn.BatchNorm2d(num_out))
         self.act2 = activation()
 
-    def forward(self, x: Float[Tensor, "samples in height width"]) -> Float[Tensor, "samples out height2 width2"]:
+    def forward(
+        self, x: Float[Tensor, "samples in height width"]
+    ) -> Float[Tensor, "samples out height2 width2"]:
         inner = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
         out: Tensor = self.act2(inner + self.downsample(x))
         return out
@@ -51,12 +53,19 @@ class ResNet(nn.Sequential):
     """A 3×3 stem without pooling, four stages of basic blocks, the mean over positions, a linear head."""
 
     def __init__(
-        self, num_blocks: Sequence[int], num_classes: int, activation: Activation, width: int, in_channels: int
+        self,
+        num_blocks: Sequence[int],
+        num_classes: int,
+        activation: Activation,
+        width: int,
+        in_channels: int,
     ) -> None:
         widths = [width * 2**stage for stage in range(len(num_blocks))]
         stages = [
             _stage(num_in, num_out, blocks, 1 if stage == 0 else 2, activation)
-            for stage, (num_in, num_out, blocks) in enumerate(zip([width, *widths], widths, num_blocks, strict=False))
+            for stage, (num_in, num_out, blocks) in enumerate(
+                zip([width, *widths], widths, num_blocks, strict=False)
+            )
         ]
         super().__init__(
             OrderedDict[str, nn.Module](
@@ -75,9 +84,13 @@ def _conv3x3(num_in: int, num_out: int, stride: int) -> nn.Conv2d:
     return nn.Conv2d(num_in, num_out, 3, stride=stride, padding=1, bias=False)
 
 
-def _stage(num_in: int, num_out: int, num_blocks: int, stride: int, activation: Activation) -> nn.Sequential:
+def _stage(
+    num_in: int, num_out: int, num_blocks: int, stride: int, activation: Activation
+) -> nn.Sequential:
     first = BasicBlock(num_in, num_out, stride, activation)
-    return nn.Sequential(first, *(BasicBlock(num_out, num_out, 1, activation) for _ in range(num_blocks - 1)))
+    return nn.Sequential(
+        first, *(BasicBlock(num_out, num_out, 1, activation) for _ in range(num_blocks - 1))
+    )
 
 
 # --- VGG --------------------------------------------------------------------------------------------------------------
@@ -90,13 +103,24 @@ class VGG(nn.Sequential):
     """Groups of 3×3 convolutions with batch norm and pooling, the mean over positions, a linear head."""
 
     def __init__(
-        self, groups: Sequence[Sequence[int]], num_classes: int, activation: Activation, width: int, in_channels: int
+        self,
+        groups: Sequence[Sequence[int]],
+        num_classes: int,
+        activation: Activation,
+        width: int,
+        in_channels: int,
     ) -> None:
         features, num_in = nn.Sequential(), in_channels
         for group in groups:
             for multiple in group:
                 num_out = multiple * width
-                features.extend([nn.Conv2d(num_in, num_out, 3, padding=1), nn.BatchNorm2d(num_out), activation()])
+                features.extend(
+                    [
+                        nn.Conv2d(num_in, num_out, 3, padding=1),
+                        nn.BatchNorm2d(num_out),
+                        activation(),
+                    ]
+                )
                 num_in = num_out
             features.append(nn.MaxPool2d(2))
         super().__init__(
@@ -122,7 +146,9 @@ class TwoExits(nn.Module):
     def __init__(self, model: nn.Module, *, tied: bool) -> None:
         super().__init__()
         model = copy.deepcopy(model)
-        *stem, (name, final) = [(n, m) for n, m in model.named_children() if n not in ("avgpool", "flatten", *_HEADS)]
+        *stem, (name, final) = [
+            (n, m) for n, m in model.named_children() if n not in ("avgpool", "flatten", *_HEADS)
+        ]
         assert isinstance(final, nn.Sequential)
         first, last = (final[:-4], final[-4:]) if name == "features" else (final[:-1], final[-1:])
         self.stem = nn.Sequential(OrderedDict([*stem, ("first", first)]))
@@ -131,9 +157,13 @@ class TwoExits(nn.Module):
         self.head1 = head
         self.head2 = head if tied else copy.deepcopy(head)
 
-    def forward(self, x: Float[Tensor, "samples in height width"]) -> Float[Tensor, "samples classes"]:
+    def forward(
+        self, x: Float[Tensor, "samples in height width"]
+    ) -> Float[Tensor, "samples classes"]:
         early = self.stem(x)
-        logits: Tensor = (self.head1(early.mean((2, 3))) + self.head2(self.last(early).mean((2, 3)))) / 2
+        logits: Tensor = (
+            self.head1(early.mean((2, 3))) + self.head2(self.last(early).mean((2, 3)))
+        ) / 2
         return logits
 
 
@@ -168,12 +198,16 @@ class Architecture:
         if min(num_classes, width, in_channels) < 1:
             sizes = f"num_classes is {num_classes}, width {width}, in_channels {in_channels}"
             raise ValueError(f"{sizes}: pass one or more of each")
-        with torch.device("meta"):  # the layers' own initialisation would draw from the global random stream
+        with torch.device(
+            "meta"
+        ):  # the layers' own initialisation would draw from the global random stream
             model = self.build(num_classes, activation, width, in_channels).to(dtype)
         model.to_empty(device="cpu")
         draw_parameters(model, generator, gain=math.sqrt(2), spread=0.0)
         if inputs is None:
-            inputs = torch.randn((16, in_channels, 32, 32), generator=generator, dtype=torch.float64).to(dtype)
+            inputs = torch.randn(
+                (16, in_channels, 32, 32), generator=generator, dtype=torch.float64
+            ).to(dtype)
         set_running_statistics(model, inputs)
         return model.eval()
 
@@ -203,8 +237,14 @@ def full_scale_problem(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: pass a whole number of at least 1")
     if (largest := int(data.targets.max())) >= num_classes:
-        raise ValueError(f"the targets go up to {largest}: pass num_classes={largest + 1} or more, not {num_classes}")
-    batches = list(zip(torch.split(data.inputs, batch_size), torch.split(data.targets, batch_size), strict=True))
+        raise ValueError(
+            f"the targets go up to {largest}: pass num_classes={largest + 1} or more, not {num_classes}"
+        )
+    batches = list(
+        zip(
+            torch.split(data.inputs, batch_size), torch.split(data.targets, batch_size), strict=True
+        )
+    )
     first = batches[0][0]
     model = FULL_SCALE[name](
         num_classes,

@@ -20,7 +20,9 @@ def blank(module: type[M], *args: Any, **kwargs: Any) -> M:
     return blank
 
 
-def initialise(model: nn.Module, inputs: Tensor, generator: torch.Generator, *, gain: float = 1.0) -> None:
+def initialise(
+    model: nn.Module, inputs: Tensor, generator: torch.Generator, *, gain: float = 1.0
+) -> None:
     """Draw weights from N(0, gain²/fan-in), biases from N(0, 0.2²), norm weights from N(1, 0.2²).
 
     Running statistics of batch norm are those of `inputs`, and every named tensor of a tie is drawn once.
@@ -31,7 +33,9 @@ def initialise(model: nn.Module, inputs: Tensor, generator: torch.Generator, *, 
 
 
 @torch.no_grad()
-def draw_parameters(model: nn.Module, generator: torch.Generator, *, gain: float, spread: float) -> None:
+def draw_parameters(
+    model: nn.Module, generator: torch.Generator, *, gain: float, spread: float
+) -> None:
     """Weights from N(0, gain²/fan-in), biases from N(0, spread²), norm weights from N(1, spread²)."""
     scales = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm | _BATCH_NORM)}
     for parameter in model.parameters():

@@ -23,7 +23,9 @@ from torch.func import functional_call, grad, jvp
 from hesstheory import LayerwiseTrace, Problem, exact_traces
 from hesstheory.bench.cost import Clock, gradient
 from hesstheory.bench.problems import SETTINGS
-from hesstheory.execution import provenance, stream, write_atomically
+from hesstheory.run.files import write_atomically
+from hesstheory.run.provenance import provenance
+from hesstheory.run.streams import stream
 
 _PROBES = 4
 
@@ -43,7 +45,9 @@ def ways(problem: Problem) -> Mapping[str, Callable[[], object]]:
         "gradient, compiled": compiled_gradient,
         "gradient, channels last": lambda: gradient(last),
         f"LayerwiseTrace({_PROBES})": lambda: LayerwiseTrace(_PROBES)(problem, stream(0)),
-        f"LayerwiseTrace({_PROBES}), channels last": lambda: LayerwiseTrace(_PROBES)(last, stream(0)),
+        f"LayerwiseTrace({_PROBES}), channels last": lambda: LayerwiseTrace(_PROBES)(
+            last, stream(0)
+        ),
         "one product by torch.func": lambda: product(start, tangent),
         "one product by torch.func, compiled": lambda: compiled_product(start, tangent),
         "exact_traces": lambda: exact_traces(problem),
@@ -74,7 +78,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
-    report: dict[str, Any] = {"provenance": provenance("bench_engine.py"), "threads": torch.get_num_threads()}
+    report: dict[str, Any] = {
+        "provenance": provenance("bench_engine.py"),
+        "threads": torch.get_num_threads(),
+    }
     for name in options.problems:
         problem = SETTINGS[name].build(options.tiny, True)
         clock, calls = Clock(problem), dict(ways(problem))
@@ -84,7 +91,9 @@ def main() -> None:
             try:
                 call()
             except Exception as error:
-                report[name]["gradients"][key] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                report[name]["gradients"][key] = (
+                    f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                )
                 del calls[key]
         for _ in range(options.repeats):
             for key, call in calls.items():

@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from hesstheory.execution import provenance, ranks, write_atomically
-from hesstheory.harness import Settings
 from hesstheory.harness.stages import exact
-from hesstheory.harness.subject import built
+from hesstheory.harness.subject import Settings, built
+from hesstheory.run.files import write_atomically
+from hesstheory.run.provenance import provenance
+from hesstheory.run.ranks import ranks
 
 
 def main() -> None:
@@ -36,14 +37,20 @@ def main() -> None:
     with ranks(device) as us, tempfile.TemporaryDirectory() as folder:
         subject = built(settings, device, us, Path(folder), print)
         exact(subject, {})
-        seconds = statistics.median(exact(subject, {}).seconds["exact_traces"] for _ in range(options.repeats))
+        seconds = statistics.median(
+            exact(subject, {}).seconds["exact_traces"] for _ in range(options.repeats)
+        )
         if not us.first:
             return
         found = json.loads(options.json.read_text()) if options.json.exists() else {"seconds": {}}
         found["seconds"][str(us.count)] = seconds
         if "1" in found["seconds"]:
             found["gain"] = {n: found["seconds"]["1"] / s for n, s in found["seconds"].items()}
-        found |= {"model": options.model, "batch": options.batch, "provenance": provenance("bench_processes.py")}
+        found |= {
+            "model": options.model,
+            "batch": options.batch,
+            "provenance": provenance("bench_processes.py"),
+        }
         write_atomically(options.json, json.dumps(found, indent=2) + "\n")
         print(found["seconds"], found.get("gain"))
 

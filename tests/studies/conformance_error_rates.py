@@ -29,11 +29,12 @@ from weakref import WeakKeyDictionary
 import torch
 
 from hesstheory import Gaussian, Problem, Rademacher, hessian
-from hesstheory.conformance import check_estimator, exit_code
-from hesstheory.conformance.correct import cut, forward_over_reverse, jvps_of_gradient
-from hesstheory.estimators import Probe
-from hesstheory.evidence import clopper_pearson
-from hesstheory.execution import append_line, scatter, write_atomically
+from hesstheory.conformance.subjects.right import cut, forward_over_reverse, jvps_of_gradient
+from hesstheory.conformance.suite import check_estimator, exit_code
+from hesstheory.estimators.probes import Probe
+from hesstheory.evidence.intervals import clopper_pearson
+from hesstheory.run.files import append_line, write_atomically
+from hesstheory.run.workers import scatter
 
 Samples = Callable[[Problem, int, torch.Generator], torch.Tensor]
 
@@ -48,7 +49,10 @@ def reverse_over_reverse(problem: Problem) -> torch.Tensor:
 
 def jvp_of_grad(problem: Problem) -> torch.Tensor:
     eye, problem = torch.eye(problem.num_params, dtype=torch.float64), problem.double()
-    return torch.cat([r.reshape(len(r), -1) for r in jvps_of_gradient(problem, cut(problem, eye)).values()], dim=1)
+    return torch.cat(
+        [r.reshape(len(r), -1) for r in jvps_of_gradient(problem, cut(problem, eye)).values()],
+        dim=1,
+    )
 
 
 _HELD: dict[Dense, WeakKeyDictionary[Problem, tuple[list[torch.Tensor], torch.Tensor]]] = {
@@ -66,7 +70,9 @@ def held(problem: Problem, dense: Dense = reverse_over_reverse) -> torch.Tensor:
     return known[1]
 
 
-def one_product(problem: Problem, Z: torch.Tensor, dense: Dense = reverse_over_reverse) -> torch.Tensor:
+def one_product(
+    problem: Problem, Z: torch.Tensor, dense: Dense = reverse_over_reverse
+) -> torch.Tensor:
     """Samples z_l·(Hz)_l, probes × blocks."""
     forms = Z * (held(problem, dense) @ Z)
     return torch.stack([forms[index].sum(0) for index in problem.index.values()], dim=1)
@@ -80,7 +86,13 @@ def separated(problem: Problem, Z: torch.Tensor) -> torch.Tensor:
 
 def with_stderr(problem: Problem, samples: torch.Tensor) -> dict[str, tuple[float, float]]:
     errors = samples.std(0) / len(samples) ** 0.5
-    return dict(zip(problem.partition.blocks, zip(samples.mean(0).tolist(), errors.tolist(), strict=True), strict=True))
+    return dict(
+        zip(
+            problem.partition.blocks,
+            zip(samples.mean(0).tolist(), errors.tolist(), strict=True),
+            strict=True,
+        )
+    )
 
 
 def without_stderr(problem: Problem, samples: torch.Tensor) -> dict[str, float]:
@@ -130,7 +142,11 @@ def one_run(task: tuple[str, int]) -> dict[str, Any]:
         results = check_estimator(BIASED[name], "ci", seed=seed, checks=["check_unbiased"])
     else:
         results = check_estimator(RIGHT[name], "ci", seed=seed)
-    open_ones = {r.check: f"{r.status}: {r.detail}" for r in results if r.status in ("failed", "inconclusive")}
+    open_ones = {
+        r.check: f"{r.status}: {r.detail}"
+        for r in results
+        if r.status in ("failed", "inconclusive")
+    }
     return {"estimator": name, "seed": seed, "code": exit_code(results), "not passed": open_ones}
 
 
@@ -150,7 +166,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=200, help="of every right estimator")
     parser.add_argument("--power-runs", type=int, default=1000, help="of every biased one")
-    parser.add_argument("--only", action="append", help="one of them, such as signs; may be given again")
+    parser.add_argument(
+        "--only", action="append", help="one of them, such as signs; may be given again"
+    )
     parser.add_argument("--first-seed", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, default=Path("reports/conformance_error_rates.json"))
@@ -159,8 +177,15 @@ def main() -> None:
     runs = [json.loads(line) for line in book.read_text().splitlines()] if book.exists() else []
     done = {(run["estimator"], run["seed"]) for run in runs}
     counts = dict.fromkeys(RIGHT, chosen.runs) | dict.fromkeys(BIASED, chosen.power_runs)
-    counts = {name: count for name, count in counts.items() if not chosen.only or name in chosen.only}
-    wanted = [(name, chosen.first_seed + n) for n in range(max(counts.values())) for name in counts if n < counts[name]]
+    counts = {
+        name: count for name, count in counts.items() if not chosen.only or name in chosen.only
+    }
+    wanted = [
+        (name, chosen.first_seed + n)
+        for n in range(max(counts.values()))
+        for name in counts
+        if n < counts[name]
+    ]
     for run in scatter(one_run, [task for task in wanted if task not in done], chosen.workers):
         append_line(book, run)
         runs.append(run)

@@ -12,9 +12,10 @@ import argparse
 import json
 from pathlib import Path
 
+from hesstheory.conformance.subjects.wrong import WRONG
 from hesstheory.conformance.suite import check_estimator, signatures, suspects
-from hesstheory.execution import provenance, write_atomically
-from hesstheory.mutants.black_boxes import WRONG
+from hesstheory.run.files import write_atomically
+from hesstheory.run.provenance import provenance
 
 OUT = Path(__file__).parents[2] / "reports" / "conformance_suspects.json"
 
@@ -45,7 +46,9 @@ def main() -> None:
             "of": len(places),
             "seed": options.seed,
             "places": places,
-            "provenance": provenance(f"conformance_suspects.py --seed {options.seed} --every {options.every}"),
+            "provenance": provenance(
+                f"conformance_suspects.py --seed {options.seed} --every {options.every}"
+            ),
         }
         write_atomically(OUT, json.dumps(report, indent=2) + "\n")
 

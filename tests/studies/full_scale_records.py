@@ -62,7 +62,11 @@ def table(folder: Path) -> str:
         report = json.loads(file.read_text())
         rows, cost = report["layers"].values(), report["gradients"]
         critical = [row["k_star"] for row in rows if row["k_star"] is not None]
-        product = [row["predicted_sd"] / abs(row["exact"]) for row in rows if row["predicted_sd"] is not None]
+        product = [
+            row["predicted_sd"] / abs(row["exact"])
+            for row in rows
+            if row["predicted_sd"] is not None
+        ]
         logit = max(row["logit_sd"] / abs(row["exact"]) for row in rows)
         inside, layers = inside + sum(5 <= K <= 10 for K in critical), layers + len(critical)
         lines.append(
@@ -95,7 +99,14 @@ def main() -> None:
         if time.monotonic() - start > options.seconds:
             print(f"{name}: not started, {options.seconds:g} s are over")
             continue
-        command = ["hesstheory", "harness", *runs[name], "--out", str(folder), *(["--resume"] * folder.exists())]
+        command = [
+            "hesstheory",
+            "harness",
+            *runs[name],
+            "--out",
+            str(folder),
+            *(["--resume"] * folder.exists()),
+        ]
         print(" ".join(command), flush=True)
         code = subprocess.run([sys.executable, "-m", *command]).returncode
         if (folder / "harness.json").exists():

@@ -42,9 +42,20 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hesstheory import Estimate, Gaussian, LayerwiseTrace, LogitProbeTrace, Problem, exact_traces, rank_layers, zoo
-from hesstheory.execution import provenance, stream, write_atomically
-from hesstheory.loss_root import loss_root
+from hesstheory import (
+    Estimate,
+    Gaussian,
+    LayerwiseTrace,
+    LogitProbeTrace,
+    Problem,
+    exact_traces,
+    rank_layers,
+    zoo,
+)
+from hesstheory.outputs.loss_root import loss_root
+from hesstheory.run.files import write_atomically
+from hesstheory.run.provenance import provenance
+from hesstheory.run.streams import stream
 from hesstheory.zoo.initial import set_running_statistics
 
 _HELD = 2**29  # numbers of a dual factor that are held at once
@@ -74,7 +85,10 @@ class Setting:
 
 def network(setting: Setting, steps: int) -> tuple[Problem, dict[str, float]]:
     """The problem after so many steps, and its risk before and after them."""
-    data, generator = zoo.images("digits", num_samples=setting.samples), setting.generator("weights")
+    data, generator = (
+        zoo.images("digits", num_samples=setting.samples),
+        setting.generator("weights"),
+    )
     options = {"batch_size": setting.samples, "width": setting.width, "generator": generator}
     problem = zoo.full_scale_problem(setting.model, data, **options)
     before = risk(problem)
@@ -104,7 +118,10 @@ def descend(model: nn.Module, setting: Setting, steps: int) -> list[float]:
 
 
 def risk(problem: Problem) -> float:
-    return sum(w * problem.loss(batch).item() for w, batch in zip(problem.weights, problem.batches, strict=True))
+    return sum(
+        w * problem.loss(batch).item()
+        for w, batch in zip(problem.weights, problem.batches, strict=True)
+    )
 
 
 def without_norms(problem: Problem) -> Problem:
@@ -133,7 +150,10 @@ def own_blocks(problem: Problem) -> pd.DataFrame:
         for block, A in dual_factors(problem, blocks):
             grams[block] = (A @ A.mT).double()
             diagonal = A.square().sum(0).double()
-            found[block] = {"trace": float(diagonal.sum()), "diagonal2": float(diagonal.square().sum())}
+            found[block] = {
+                "trace": float(diagonal.sum()),
+                "diagonal2": float(diagonal.square().sum()),
+            }
     total = sum(grams.values())
     for block, M in grams.items():
         found[block] |= {"norm2": float(M.square().sum()), "norm4": float((M @ M).square().sum())}
@@ -156,14 +176,20 @@ def grouped(problem: Problem) -> Iterator[list[str]]:
 
 def dual_factors(problem: Problem, blocks: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
     """A_l of the named blocks, one backward pass of one sample for every row."""
-    params = {block: [problem.params[name] for name in problem.tensors_of(block)] for block in blocks}
+    params = {
+        block: [problem.params[name] for name in problem.tensors_of(block)] for block in blocks
+    }
     wanted = [p for tensors in params.values() for p in tensors]
     rows: dict[str, list[Tensor]] = {block: [] for block in blocks}
     for one in problem.samples():
         outputs = one.outputs(one.batches[0])
         root = loss_root(one, outputs, one.batches[0]) / math.sqrt(problem.num_samples)
         for column in root.unbind(2):
-            slopes = iter(torch.autograd.grad(outputs, wanted, column.reshape(outputs.shape), retain_graph=True))
+            slopes = iter(
+                torch.autograd.grad(
+                    outputs, wanted, column.reshape(outputs.shape), retain_graph=True
+                )
+            )
             for block, tensors in params.items():
                 rows[block].append(torch.cat([next(slopes).flatten() for _ in tensors]))
     for block in blocks:
@@ -198,7 +224,9 @@ def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - start, result
 
 
-def sampled(problem: Problem, estimator: Any, setting: Setting, generator: torch.Generator) -> Sampled:
+def sampled(
+    problem: Problem, estimator: Any, setting: Setting, generator: torch.Generator
+) -> Sampled:
     """All probes in groups, each timed beside a gradient."""
     found, costs, seconds = [], [], []
     for done in range(0, setting.probes, setting.together):
@@ -208,8 +236,13 @@ def sampled(problem: Problem, estimator: Any, setting: Setting, generator: torch
         found.append(estimate.samples)
         costs.append(taken / few.num_probes / unit)
         seconds.append(taken / few.num_probes)
-        print(f"  {done + few.num_probes} of {setting.probes}, {costs[-1]:.2f} gradients each", flush=True)
-    return Sampled(pd.concat(found, ignore_index=True), statistics.median(costs), statistics.median(seconds))
+        print(
+            f"  {done + few.num_probes} of {setting.probes}, {costs[-1]:.2f} gradients each",
+            flush=True,
+        )
+    return Sampled(
+        pd.concat(found, ignore_index=True), statistics.median(costs), statistics.median(seconds)
+    )
 
 
 KINDS = {
@@ -219,21 +252,29 @@ KINDS = {
 }
 
 
-def variance_interval(samples: pd.DataFrame, generator: torch.Generator, level: float = 0.95) -> pd.DataFrame:
+def variance_interval(
+    samples: pd.DataFrame, generator: torch.Generator, level: float = 0.95
+) -> pd.DataFrame:
     """Percentiles of the bootstrapped variance by column, `low` and `high`."""
     K, limits = len(samples), torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     rows = torch.randint(K, (_RESAMPLES, K), generator=generator)
     values = torch.from_numpy(samples.to_numpy(copy=True))
     quantiles = [torch.quantile(column[rows].var(1), limits) for column in values.unbind(1)]
-    return pd.DataFrame(torch.stack(quantiles).numpy(), index=samples.columns, columns=["low", "high"])
+    return pd.DataFrame(
+        torch.stack(quantiles).numpy(), index=samples.columns, columns=["low", "high"]
+    )
 
 
 # --- what the samples say ---------------------------------------------------------------------------------------------
 
 
-def layers(problem: Problem, traces: pd.Series[float], found: dict[str, Sampled], setting: Setting) -> pd.DataFrame:
+def layers(
+    problem: Problem, traces: pd.Series[float], found: dict[str, Sampled], setting: Setting
+) -> pd.DataFrame:
     """A row per layer: exact values, the errors of one probe of every kind, and claim T6.a."""
-    exact = pd.DataFrame({"parameters": sizes(problem), "trace": traces, "mean_trace": traces / sizes(problem)})
+    exact = pd.DataFrame(
+        {"parameters": sizes(problem), "trace": traces, "mean_trace": traces / sizes(problem)}
+    )
     errors = [errors_of(kind, probes.samples, traces) for kind, probes in found.items()]
     return pd.concat([exact, *errors, crossover(own_blocks(problem), found, setting)], axis=1)
 
@@ -242,7 +283,9 @@ def errors_of(kind: str, samples: pd.DataFrame, traces: pd.Series[float]) -> pd.
     """Of one probe: its deviation, that over the trace, and the probes to relative errors; z of the mean of all."""
     deviation = samples.std()
     # Logit signs are exact for the head but for rounding, which has no z.
-    known_to = deviation.clip(lower=math.sqrt(len(samples)) * 1e-5 * traces) / math.sqrt(len(samples))
+    known_to = deviation.clip(lower=math.sqrt(len(samples)) * 1e-5 * traces) / math.sqrt(
+        len(samples)
+    )
     return pd.DataFrame(
         {
             f"{kind}_deviation": deviation,
@@ -264,14 +307,20 @@ def crossover(own: pd.DataFrame, found: dict[str, Sampled], setting: Setting) ->
     signs, normal = separated_variance(own, 1.0), separated_variance(own, 3.0)
     full = with_interval("full_variance", found["full"].samples, setting)
     summed = summed_against_prediction(found["summed"].samples.var(), own, setting.probes)
-    exact = {"separated_variance": signs, "separated_variance_of_normals": normal, "trace_from_rows": own["trace"]}
+    exact = {
+        "separated_variance": signs,
+        "separated_variance_of_normals": normal,
+        "trace_from_rows": own["trace"],
+    }
     crossed = {"cross_norm2": full["full_variance"] - signs, "cross_norm2_of_ggn": own["cross_ggn"]}
     return pd.concat(
         [
             pd.DataFrame(exact | crossed),
             full,
             summed,
-            full.div(len(own) * signs, axis=0).rename(columns=lambda name: name.replace("full_variance", "ratio")),
+            full.div(len(own) * signs, axis=0).rename(
+                columns=lambda name: name.replace("full_variance", "ratio")
+            ),
             full.div(len(own) * normal, axis=0).rename(
                 columns=lambda name: name.replace("full_variance", "ratio_of_normals")
             ),
@@ -280,14 +329,18 @@ def crossover(own: pd.DataFrame, found: dict[str, Sampled], setting: Setting) ->
     )
 
 
-def summed_against_prediction(variance: pd.Series[float], own: pd.DataFrame, num_probes: int) -> pd.DataFrame:
+def summed_against_prediction(
+    variance: pd.Series[float], own: pd.DataFrame, num_probes: int
+) -> pd.DataFrame:
     """Sample variance s² of summed normal logit probes over 2‖G_ll‖², and z by what s² itself varies by.
 
     Var s²/σ⁴ = 2/(K−1) + γ/K with the excess kurtosis γ = 12‖G_ll²‖²/‖G_ll‖⁴ of the quadratic form of normals.
     """
     ratio, excess = variance / separated_variance(own, 3.0), 12 * own["norm4"] / own["norm2"] ** 2
     z = (ratio - 1) / np.sqrt(2 / (num_probes - 1) + excess / num_probes)
-    return pd.DataFrame({"summed_variance": variance, "summed_over_prediction": ratio, "summed_variance_z": z})
+    return pd.DataFrame(
+        {"summed_variance": variance, "summed_over_prediction": ratio, "summed_variance_z": z}
+    )
 
 
 def with_interval(name: str, samples: pd.DataFrame, setting: Setting) -> pd.DataFrame:
@@ -299,15 +352,23 @@ def summary(table: pd.DataFrame) -> dict[str, Any]:
     """The layers of a state in a few numbers."""
     return {
         "layers": len(table),
-        **{f"error of one probe over the trace, {kind}": spread(table[f"{kind}_error"]) for kind in KINDS},
-        **{f"probes to 10 %, {kind}": spread(table[f"{kind}_probes_to_10_percent"]) for kind in KINDS},
+        **{
+            f"error of one probe over the trace, {kind}": spread(table[f"{kind}_error"])
+            for kind in KINDS
+        },
+        **{
+            f"probes to 10 %, {kind}": spread(table[f"{kind}_probes_to_10_percent"])
+            for kind in KINDS
+        },
         "Var full / (L Var separated)": spread(table["ratio"]),
         "Var full / (L Var separated), separated probes normal": spread(table["ratio_of_normals"]),
         "full-vector probes better": int((table["ratio"] < 1).sum()),
         "whole interval better": int((table["ratio_high"] < 1).sum()),
         "whole interval worse": int((table["ratio_low"] > 1).sum()),
         "whole interval worse even than normals": int((table["ratio_of_normals_low"] > 1).sum()),
-        "cross blocks of G over those of H, squared norms": spread(table["cross_norm2_of_ggn"] / table["cross_norm2"]),
+        "cross blocks of G over those of H, squared norms": spread(
+            table["cross_norm2_of_ggn"] / table["cross_norm2"]
+        ),
         "largest |z| of a mean": {kind: float(table[f"{kind}_z"].abs().max()) for kind in KINDS},
         "two routes to the trace, relative difference": float(
             (table["trace_from_rows"] / table["trace"] - 1).abs().max()
@@ -338,16 +399,25 @@ class Held:
 
 
 def rankings(
-    problem: Problem, traces: pd.Series[float], samples: pd.DataFrame, setting: Setting, generator: torch.Generator
+    problem: Problem,
+    traces: pd.Series[float],
+    samples: pd.DataFrame,
+    setting: Setting,
+    generator: torch.Generator,
 ) -> dict[str, Any]:
     """How rankings by mean trace from few probes compare with the true one, over groups apart and over all groups."""
     K, few, blocks = len(samples), setting.rank_from, list(problem.partition.blocks)
     traces, samples = traces[blocks], samples[blocks]
     apart = list(torch.arange(K // few * few).split(few))
     drawn = [torch.randperm(K, generator=generator)[:few] for _ in range(setting.redraws)]
-    rows = [compared(problem, traces, samples.iloc[group.numpy()], generator) for group in (*apart, *drawn)]
+    rows = [
+        compared(problem, traces, samples.iloc[group.numpy()], generator)
+        for group in (*apart, *drawn)
+    ]
     # Around the true traces the gaps between neighbours are true, and the spreads those of the probes.
-    centred = rank_layers(problem, generator=generator, estimator=Held(samples - samples.mean() + traces))
+    centred = rank_layers(
+        problem, generator=generator, estimator=Held(samples - samples.mean() + traces)
+    )
     return {
         "layers": len(blocks),
         "probes in a group": few,
@@ -372,7 +442,9 @@ def compared(
         "first wrong": float(table["rank"].idxmin() != true.idxmin()),
         "Kendall's tau": float(kendalltau(table["value"], exact).statistic),
         "negative traces": float((table["value"] < 0).mean()),
-        "all ranks inside": float(table["rank_low"].le(true).all() and table["rank_high"].ge(true).all()),
+        "all ranks inside": float(
+            table["rank_low"].le(true).all() and table["rank_high"].ge(true).all()
+        ),
         "width of the intervals": float((table["rank_high"] - table["rank_low"]).mean()),
     }
 
@@ -403,10 +475,15 @@ def measured(setting: Setting, steps: int) -> dict[str, Any]:
     table = layers(problem, traces, found, setting)
     ranked = {
         name: {
-            kind: rankings(part, traces, found[kind].samples, setting, setting.generator(steps, kind, "groups"))
+            kind: rankings(
+                part, traces, found[kind].samples, setting, setting.generator(steps, kind, "groups")
+            )
             for kind in ("full", "logit")
         }
-        for name, part in {"all layers": problem, "convolutions and head": without_norms(problem)}.items()
+        for name, part in {
+            "all layers": problem,
+            "convolutions and head": without_norms(problem),
+        }.items()
     }
     return {
         "steps": steps,
@@ -418,14 +495,19 @@ def measured(setting: Setting, steps: int) -> dict[str, Any]:
         "a probe, CPU seconds": {kind: probes.seconds for kind, probes in found.items()},
         "summary": summary(table),
         "rankings": ranked,
-        "layers": [{"layer": block, **row} for block, row in zip(table.index, table.to_dict("records"), strict=True)],
+        "layers": [
+            {"layer": block, **row}
+            for block, row in zip(table.index, table.to_dict("records"), strict=True)
+        ],
         "seconds": time.perf_counter() - start,
     }
 
 
 def shown(state: dict[str, Any]) -> Table:
     """The layers of a state for the terminal."""
-    table = Table(title=f"{state['steps']} steps, risk {state['risk after']:.3g}; errors are those of one probe")
+    table = Table(
+        title=f"{state['steps']} steps, risk {state['risk after']:.3g}; errors are those of one probe"
+    )
     for column in (
         "layer",
         "trace",
@@ -437,7 +519,10 @@ def shown(state: dict[str, Any]) -> Table:
         table.add_column(column, justify="left" if column == "layer" else "right", no_wrap=True)
     for row in state["layers"]:
         ratio = f"{row['ratio']:.2g} [{row['ratio_low']:.2g}, {row['ratio_high']:.2g}]"
-        numbers = [f"{row[name]:.3g}" for name in ("trace", "full_error", "full_probes_to_10_percent", "logit_error")]
+        numbers = [
+            f"{row[name]:.3g}"
+            for name in ("trace", "full_error", "full_probes_to_10_percent", "logit_error")
+        ]
         table.add_row(row["layer"], *numbers, ratio)
     return table
 
@@ -449,7 +534,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("width", "samples", "probes", "together", "rank_from", "redraws", "seed"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(plain, name))
     parser.add_argument("--learning-rate", type=float, default=plain.learning_rate)
-    parser.add_argument("--steps", type=int, nargs="+", default=[0, 60], help="of training, a state for each")
+    parser.add_argument(
+        "--steps", type=int, nargs="+", default=[0, 60], help="of training, a state for each"
+    )
     parser.add_argument("--json", type=Path, default=Path("reports/full_vector_probes.json"))
     chosen = vars(parser.parse_args(arguments))
     all_steps, file = chosen.pop("steps"), chosen.pop("json")
@@ -457,10 +544,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join(sys.argv if arguments is None else [Path(__file__).name, *arguments])
     for steps in all_steps:
         states.append(measured(setting, steps))
-        record = {"provenance": provenance(command), "threads": torch.get_num_threads(), "setting": asdict(setting)}
-        write_atomically(file, json.dumps(record | {"states": states}, indent=1, ensure_ascii=False) + "\n")
+        record = {
+            "provenance": provenance(command),
+            "threads": torch.get_num_threads(),
+            "setting": asdict(setting),
+        }
+        write_atomically(
+            file, json.dumps(record | {"states": states}, indent=1, ensure_ascii=False) + "\n"
+        )
         console.print(shown(states[-1]))
-        console.print_json(data={name: states[-1][name] for name in ("summary", "rankings", "a probe, gradients")})
+        console.print_json(
+            data={name: states[-1][name] for name in ("summary", "rankings", "a probe, gradients")}
+        )
 
 
 if __name__ == "__main__":

@@ -17,22 +17,30 @@ from typing import Any
 
 from scipy.stats import beta
 
-from hesstheory.execution import provenance, write_atomically
-from hesstheory.harness import Settings, run
+from hesstheory.harness.course import run
+from hesstheory.harness.subject import Settings
+from hesstheory.run.files import write_atomically
+from hesstheory.run.provenance import provenance
 
 
 def settings_of(seed: int) -> Settings:
     """What is measured with a seed."""
     model, batch = ("resnet18", "vgg11")[seed % 2], 40 if seed % 8 in (0, 5) else 4 + seed % 5
     steps = 3 if seed % 5 == 0 else 0
-    return Settings(model=model, width=1 + seed % 3, batch=batch, probes=4 + seed % 7, steps=steps, seed=seed)
+    return Settings(
+        model=model, width=1 + seed % 3, batch=batch, probes=4 + seed % 7, steps=steps, seed=seed
+    )
 
 
 def failed(seed: int) -> dict[str, str]:
     """The checks that failed, and what they said."""
     with tempfile.TemporaryDirectory() as folder:
         report = run(settings_of(seed), folder, say=lambda line: None)
-    return {name: check["detail"] for name, check in report["checks"].items() if check["status"] == "failed"}
+    return {
+        name: check["detail"]
+        for name, check in report["checks"].items()
+        if check["status"] == "failed"
+    }
 
 
 def main() -> None:
@@ -43,7 +51,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True)
     options = parser.parse_args()
     failures: dict[str, Any] = {}
-    for done, seed in enumerate(range(options.first_seed, options.first_seed + options.runs), start=1):
+    for done, seed in enumerate(
+        range(options.first_seed, options.first_seed + options.runs), start=1
+    ):
         if wrong := failed(seed):
             failures[str(seed)] = wrong
             print(seed, wrong)

@@ -37,8 +37,8 @@ import pandas as pd
 import torch
 
 from hesstheory import LayerwiseTrace, Rademacher, hessian, per_sample_hessians, theory, zoo
-from hesstheory.estimators import strength_four_signs
-from hesstheory.evidence import clopper_pearson
+from hesstheory.estimators.enumerations import strength_four_signs
+from hesstheory.evidence.intervals import clopper_pearson
 
 EPS = np.finfo(np.float64).eps
 KAPPA = Rademacher().kurtosis(1)
@@ -50,7 +50,9 @@ H_n = per_sample_hessians(problem)  # one dense Hessian per sample
 H_bar = H_n.mean(0)
 n = len(H_n)
 
-assert float((H_bar - hessian(problem).to_dense()).abs().max()) <= 1000 * EPS * float(H_n.abs().max())
+assert float((H_bar - hessian(problem).to_dense()).abs().max()) <= 1000 * EPS * float(
+    H_n.abs().max()
+)
 problem
 
 # %% [markdown]
@@ -103,7 +105,12 @@ for M in batches:
 noise, floor = np.mean(of_batch), np.var(trace_of_batch)
 
 # Rounding: sums over the parameters and the columns, of numbers below (Σ |H_ij|)².
-rounding = (problem.num_params + signs.shape[1]) * EPS * 3 * max(float(M[i].abs().sum()) for M in batches) ** 2
+rounding = (
+    (problem.num_params + signs.shape[1])
+    * EPS
+    * 3
+    * max(float(M[i].abs().sum()) for M in batches) ** 2
+)
 assert abs(noise - theory.mean_batch_probe_variance(V_of_mean, S_q, b, 8)) <= rounding
 assert abs(floor - theory.batch_trace_variance(S_t2, b, 8)) <= rounding
 assert abs(np.mean(trace_of_batch) - trace(eight.mean(0), layer)) <= rounding**0.5
@@ -112,7 +119,9 @@ naive = theory.critical_num_probes(V_of_mean, floor)
 assert naive < critical, "the full-batch Hessian under-estimates K*"
 twice = theory.total_variance_curve(floor, critical, critical)
 assert abs(twice - 2 * floor) <= 10 * EPS * floor
-print(f"K* = {critical:.3f} over all 56 mini-batches; the full-batch Hessian in the numerator would give {naive:.3f}")
+print(
+    f"K* = {critical:.3f} over all 56 mini-batches; the full-batch Hessian in the numerator would give {naive:.3f}"
+)
 
 # %% [markdown]
 # ## The variance over $K$
@@ -131,14 +140,23 @@ for b, colour in zip((2, 6, 18), ("#0072B2", "#D55E00", "#009E73"), strict=True)
     floor = theory.batch_trace_variance(S_t2, b, n)
     noise = theory.mean_batch_probe_variance(V_of_mean, S_q, b, n)
     critical_of[b] = theory.critical_num_probes(noise, floor)
-    assert np.isclose(critical_of[b], theory.critical_num_probes_of_batch(V_of_mean, S_q, S_t2, b, n), rtol=100 * EPS)
+    assert np.isclose(
+        critical_of[b],
+        theory.critical_num_probes_of_batch(V_of_mean, S_q, S_t2, b, n),
+        rtol=100 * EPS,
+    )
     total = theory.total_variance(noise, floor, K)
     assert (np.diff(total) < 0).all()
     assert (total > floor).all()
     ax.plot(K, total, color=colour, label=f"$b={b}$, $K^*={critical_of[b]:.1f}$")
     ax.plot(critical_of[b], 2 * floor, "o", color=colour)
     ax.axhline(floor, color=colour, lw=0.8, ls="--")
-ax.set(xscale="log", yscale="log", xlabel="probes per mini-batch $K$", ylabel="variance of the trace of layer2")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="probes per mini-batch $K$",
+    ylabel="variance of the trace of layer2",
+)
 ax.legend(fontsize=8)
 
 assert critical_of[2] < critical_of[6] < critical_of[18]
@@ -167,11 +185,20 @@ for overhead, colour in zip((0.5, 5.0, 50.0), ("#0072B2", "#D55E00", "#009E73"),
     assert abs(chosen - max(best, 1)) < 1, "the best count is beside the optimum, or 1"
     ax.plot(whole, curve, color=colour, label=f"$c_0/c_1={overhead:g}$: best $K={chosen}$")
     ax.plot(chosen, curve.min(), "o", color=colour)
-ax.set(xscale="log", yscale="log", xlabel="probes per mini-batch $K$", ylabel="variance at the same cost")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="probes per mini-batch $K$",
+    ylabel="variance at the same cost",
+)
 ax.legend(fontsize=8)
 
 total_noise = floor * critical_of[b]
-assert theory.fresh_batch_variance(total_noise, floor, 1000) < floor < theory.total_variance(total_noise, floor, 1000)
+assert (
+    theory.fresh_batch_variance(total_noise, floor, 1000)
+    < floor
+    < theory.total_variance(total_noise, floor, 1000)
+)
 
 # %% [markdown]
 # ## No single number is right (claim T12)
@@ -191,26 +218,44 @@ for name in ("tanh_mlp", "relu_mlp", "cnn"):
             for b in (2, 18):
                 stage = f"trained {steps} steps" if steps else "untrained"
                 critical = theory.critical_num_probes_of_batch(*values, b, n)
-                records.append({"network": name, "layer": l, "stage": stage, "b": b, "K*": critical})
+                records.append(
+                    {"network": name, "layer": l, "stage": stage, "b": b, "K*": critical}
+                )
 critical_table = pd.DataFrame(records)
 index = problem.index
 
 fig, ax = plt.subplots(figsize=(6.6, 3.4), layout="constrained")
-names = [f"{network}\n{l}" for network, l in critical_table.groupby(["network", "layer"], sort=False).groups]
+names = [
+    f"{network}\n{l}"
+    for network, l in critical_table.groupby(["network", "layer"], sort=False).groups
+]
 for (stage, b), part in critical_table.groupby(["stage", "b"]):
     colour = "#0072B2" if b == 2 else "#D55E00"
     face = "white" if stage == "untrained" else colour
-    ax.plot(range(len(part)), part["K*"], "o", color=colour, markerfacecolor=face, label=f"{stage}, $b={b}$")
+    ax.plot(
+        range(len(part)),
+        part["K*"],
+        "o",
+        color=colour,
+        markerfacecolor=face,
+        label=f"{stage}, $b={b}$",
+    )
 ax.axhspan(5, 10, color="grey", alpha=0.2, label="5 to 10 probes")
 ax.set_xticks(range(len(names)), names, fontsize=7)
 ax.set(yscale="log", ylabel="$K^*$")
 fig.legend(loc="outside upper center", fontsize=7, ncols=5)
 
 inside = critical_table["K*"].between(5, 10).mean()
-assert critical_table["K*"].max() > 10 * critical_table["K*"].min(), "more than one order of magnitude"
+assert critical_table["K*"].max() > 10 * critical_table["K*"].min(), (
+    "more than one order of magnitude"
+)
 assert inside < 0.5, "the recommended range misses most layers"
-print(f"K* from {critical_table['K*'].min():.2f} to {critical_table['K*'].max():.1f}; inside [5, 10]: {inside:.0%}")
-critical_table.pivot_table(index=["network", "layer"], columns=["stage", "b"], values="K*", sort=False).round(2)
+print(
+    f"K* from {critical_table['K*'].min():.2f} to {critical_table['K*'].max():.1f}; inside [5, 10]: {inside:.0%}"
+)
+critical_table.pivot_table(
+    index=["network", "layer"], columns=["stage", "b"], values="K*", sort=False
+).round(2)
 
 # %% [markdown]
 # ## Estimating $K^*$ while training (claim T14)
@@ -268,7 +313,9 @@ for ax in axes:
 
 # Not normal, so the correction is not exact here: the mean is asked to be right within a quarter.
 assert abs(corrected.mean() - truth) < 0.25 * truth + 6 * corrected.std() / len(corrected) ** 0.5
-print(f"1/K* exact {truth:.3f}; mean estimate {estimates.mean():.3f}, corrected {corrected.mean():.3f}")
+print(
+    f"1/K* exact {truth:.3f}; mean estimate {estimates.mean():.3f}, corrected {corrected.mean():.3f}"
+)
 
 # %% [markdown]
 # ## Probes for a promised error
@@ -297,11 +344,16 @@ for l, i in index.items():
     for delta in (level, 1e-6):
         counts = {
             "Chebyshev": theory.num_probes_chebyshev(V, error, delta),
-            "sub-exponential": theory.num_probes_subexponential(*norms, error, delta, theory.SHARP_RADEMACHER_TAIL),
+            "sub-exponential": theory.num_probes_subexponential(
+                *norms, error, delta, theory.SHARP_RADEMACHER_TAIL
+            ),
             "normal": theory.num_probes_normal(V, error, delta),
         }
         assert counts["normal"] < counts["sub-exponential"] < counts["Chebyshev"]
-        records += [{"layer": l, "delta": delta, "rule": rule, "probes": count} for rule, count in counts.items()]
+        records += [
+            {"layer": l, "delta": delta, "rule": rule, "probes": count}
+            for rule, count in counts.items()
+        ]
 sizes = pd.DataFrame(records)
 
 # One product serves all layers: a single stream of probes is enough for every rule.
@@ -326,7 +378,9 @@ for rule, part in promised.groupby("rule"):
     low, _ = clopper_pearson(int(num_runs * part["missed"].max()), num_runs, level=1 - 1e-9)
     assert low <= level, f"{rule} breaks its promise"
 approximate = promised.query("rule == 'normal'")["missed"]
-assert approximate.between(level / 2, 2 * level).all(), "the normal approximation is a fair one here"
+assert approximate.between(level / 2, 2 * level).all(), (
+    "the normal approximation is a fair one here"
+)
 
 promised.pivot(index="layer", columns="rule", values=["probes", "missed"])
 
@@ -346,9 +400,13 @@ sizes.pivot(index=["layer", "delta"], columns="rule", values="probes")
 # %%
 pilot = LayerwiseTrace(num_probes=50)(problem, generator)
 spread = pilot.samples.var()
-needed = max(theory.num_probes_normal(spread[l], 0.1 * abs(pilot.value[l]), 0.05) for l in spread.index)
+needed = max(
+    theory.num_probes_normal(spread[l], 0.1 * abs(pilot.value[l]), 0.05) for l in spread.index
+)
 final = LayerwiseTrace(num_probes=needed)(problem, generator)
-report = final.confidence_interval(0.95).assign(trace=final.value, exact=[trace(H_bar, l) for l in index])
+report = final.confidence_interval(0.95).assign(
+    trace=final.value, exact=[trace(H_bar, l) for l in index]
+)
 
 # Chebyshev with the exact variance: ten standard deviations, at most once in a hundred per layer.
 for l in index:

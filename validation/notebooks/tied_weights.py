@@ -43,7 +43,7 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 from hesstheory import LayerwiseTrace, Problem, hessian, theory, unrolled_hessian, zoo
-from hesstheory.estimators import all_signs
+from hesstheory.estimators.enumerations import all_signs
 
 EPS = np.finfo(np.float64).eps
 generator = torch.Generator().manual_seed(0)
@@ -94,7 +94,9 @@ turned = torch.stack([-x1[:, 1], x1[:, 0]], dim=1)
 
 def side_by_side(cosine):
     x2 = cosine * x1 + (1 - cosine**2) ** 0.5 * turned
-    return Problem(zoo.TwoUses(W, series=False), zoo.half_squared_error, [(torch.stack([x1, x2], dim=1), x1)])
+    return Problem(
+        zoo.TwoUses(W, series=False), zoo.half_squared_error, [(torch.stack([x1, x2], dim=1), x1)]
+    )
 
 
 def untied(problem):
@@ -117,19 +119,43 @@ for cosine in np.linspace(-1, 1, 21):
     right, wrong = mean_over_all_signs(tied), mean_over_all_signs(untied(tied))
     assert same(right, truth, own), "one leaf, one probe: no bias"
     assert same(wrong - right, theory.tied_bias(U), own)
-    assert same(wrong - right, -4 * cosine * x1.square().sum(1).mean(), own), "-2 d mean(x1 . x2) with d = 2"
-    assert float(bounds.low) - 5000 * EPS * own <= wrong - right <= float(bounds.high) + 5000 * EPS * own
-    curve.append({"cosine": cosine, "bias": wrong - right, "low": float(bounds.low), "high": float(bounds.high)})
+    assert same(wrong - right, -4 * cosine * x1.square().sum(1).mean(), own), (
+        "-2 d mean(x1 . x2) with d = 2"
+    )
+    assert (
+        float(bounds.low) - 5000 * EPS * own
+        <= wrong - right
+        <= float(bounds.high) + 5000 * EPS * own
+    )
+    curve.append(
+        {
+            "cosine": cosine,
+            "bias": wrong - right,
+            "low": float(bounds.low),
+            "high": float(bounds.high),
+        }
+    )
 curve = pd.DataFrame(curve)
 
 assert curve["bias"].min() < 0 < curve["bias"].max()
-assert same(curve["bias"].iloc[-1], curve["low"].iloc[-1], own), "equal inputs attain the lower bound"
-assert same(curve["bias"].iloc[0], curve["high"].iloc[0], own), "opposite inputs attain the upper bound"
+assert same(curve["bias"].iloc[-1], curve["low"].iloc[-1], own), (
+    "equal inputs attain the lower bound"
+)
+assert same(curve["bias"].iloc[0], curve["high"].iloc[0], own), (
+    "opposite inputs attain the upper bound"
+)
 
 fig, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
-ax.plot(curve["cosine"], -4 * curve["cosine"] * float(x1.square().sum(1).mean()), color="#0072B2", label="formula")
+ax.plot(
+    curve["cosine"],
+    -4 * curve["cosine"] * float(x1.square().sum(1).mean()),
+    color="#0072B2",
+    label="formula",
+)
 ax.plot(curve["cosine"], curve["bias"], "o", color="#0072B2", ms=4, label="all sign vectors")
-ax.fill_between(curve["cosine"], curve["low"], curve["high"], color="grey", alpha=0.15, label="bounds (T8)")
+ax.fill_between(
+    curve["cosine"], curve["low"], curve["high"], color="grey", alpha=0.15, label="bounds (T8)"
+)
 ax.axhline(0, color="black", lw=0.8)
 ax.set(xlabel=r"cosine between the inputs of the two uses", ylabel="bias of separate probes")
 _ = ax.legend(fontsize=8)
@@ -162,13 +188,24 @@ for sign in (1, -1, 0):
         assert same(wrong - right, pair.bias, own)
         assert same(theory.tied_bias(U), pair.bias, own)
         assert np.sign(wrong - right) == sign or (sign == 0 and same(wrong, right, own))
-signs = pd.DataFrame(rows).assign(bias=lambda table: (table["separate probes"] - table["one probe"]).round(12) + 0.0)
+signs = pd.DataFrame(rows).assign(
+    bias=lambda table: (table["separate probes"] - table["one probe"]).round(12) + 0.0
+)
 
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 place = np.arange(len(signs))
-ax.bar(place - 0.18, signs["one probe"], 0.36, color="#0072B2", label=r"tie kept: $\operatorname{tr}H_w$")
+ax.bar(
+    place - 0.18,
+    signs["one probe"],
+    0.36,
+    color="#0072B2",
+    label=r"tie kept: $\operatorname{tr}H_w$",
+)
 ax.bar(place + 0.18, signs["separate probes"], 0.36, color="#D55E00", label="tie lost")
-ax.set_xticks(place, [f"{tie}\nbias {bias:+.2f}" for tie, bias in zip(signs["tie"], signs["bias"], strict=True)])
+ax.set_xticks(
+    place,
+    [f"{tie}\nbias {bias:+.2f}" for tie, bias in zip(signs["tie"], signs["bias"], strict=True)],
+)
 ax.set_ylabel("mean over all sign vectors")
 ax.legend(fontsize=8)
 signs
@@ -187,7 +224,9 @@ separate = torch.einsum("rik,risj,sjk->k", Z, U, Z).mean()
 
 assert same(copied, pair.trace, U.abs().sum())
 assert same(separate, pair.trace + pair.bias, U.abs().sum())
-print(f"exact {pair.trace:.6f}; one probe for both uses {float(copied):.6f}; separate probes {float(separate):.6f}")
+print(
+    f"exact {pair.trace:.6f}; one probe for both uses {float(copied):.6f}; separate probes {float(separate):.6f}"
+)
 
 # %% [markdown]
 # ## A recurrent network on the digits
@@ -228,7 +267,10 @@ def trace_in(loss, leaves):
     total = 0.0
     for leaf, gradient in zip(leaves, gradients, strict=True):
         if gradient is not None:
-            entries = [torch.autograd.grad(g, leaf, retain_graph=True)[0].flatten() for g in gradient.flatten()]
+            entries = [
+                torch.autograd.grad(g, leaf, retain_graph=True)[0].flatten()
+                for g in gradient.flatten()
+            ]
             total += float(torch.stack(entries).trace())
     return total
 
@@ -247,7 +289,9 @@ found = {}
 
 # %%
 duplicates = [p for _, p in model.named_parameters(remove_duplicate=False)]
-found["named_parameters(remove_duplicate=False)"] = trace_in(loss_fn(model(inputs), targets), duplicates)
+found["named_parameters(remove_duplicate=False)"] = trace_in(
+    loss_fn(model(inputs), targets), duplicates
+)
 assert same(found["named_parameters(remove_duplicate=False)"], 2 * truth, U.abs().sum())
 
 # %% [markdown]
@@ -255,9 +299,14 @@ assert same(found["named_parameters(remove_duplicate=False)"], 2 * truth, U.abs(
 #    tensors into the two modules.
 
 # %%
-leaves = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters(remove_duplicate=False)}
+leaves = {
+    name: p.detach().clone().requires_grad_()
+    for name, p in model.named_parameters(remove_duplicate=False)
+}
 outputs = functional_call(model, leaves, (inputs,), tie_weights=False)
-found["functional_call(tie_weights=False)"] = trace_in(loss_fn(outputs, targets), list(leaves.values()))
+found["functional_call(tie_weights=False)"] = trace_in(
+    loss_fn(outputs, targets), list(leaves.values())
+)
 assert same(found["functional_call(tie_weights=False)"], separate, U.abs().sum())
 
 # %% [markdown]
@@ -267,7 +316,9 @@ assert same(found["functional_call(tie_weights=False)"], separate, U.abs().sum()
 # %%
 twins = copy.deepcopy(model)
 twins.second.weight = nn.Parameter(twins.first.weight.data)
-found["two nn.Parameters over one storage"] = trace_in(loss_fn(twins(inputs), targets), list(twins.parameters()))
+found["two nn.Parameters over one storage"] = trace_in(
+    loss_fn(twins(inputs), targets), list(twins.parameters())
+)
 assert same(found["two nn.Parameters over one storage"], separate, U.abs().sum())
 try:
     Problem(twins, loss_fn, [first])
@@ -293,7 +344,9 @@ parametrised = copy.deepcopy(model)
 torch.nn.utils.parametrize.register_parametrization(parametrised.first, "weight", Doubled())
 parametrised.second = parametrised.first  # module reuse keeps the tie
 loss = loss_fn(parametrised(inputs), targets)
-found["grad in a parametrised weight, allow_unused=True"] = trace_in(loss, [parametrised.first.weight])
+found["grad in a parametrised weight, allow_unused=True"] = trace_in(
+    loss, [parametrised.first.weight]
+)
 assert found["grad in a parametrised weight, allow_unused=True"] == 0.0
 aware = Problem(parametrised, loss_fn, [first])
 assert list(aware.params) == ["first.parametrizations.weight.original"]

@@ -33,8 +33,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from hesstheory import Gaussian, LayerwiseTrace, Partition, Problem, Rademacher, hessian, theory, zoo
-from hesstheory.estimators import all_signs, strength_four_signs
+from hesstheory import (
+    Gaussian,
+    LayerwiseTrace,
+    Partition,
+    Problem,
+    Rademacher,
+    hessian,
+    theory,
+    zoo,
+)
+from hesstheory.estimators.enumerations import all_signs, strength_four_signs
 
 EPS = np.finfo(np.float64).eps
 generator = torch.Generator().manual_seed(0)
@@ -99,7 +108,9 @@ for layer, i in rows.items():
     bound = (12 * 6 + len(Z.T)) * EPS * np.abs(H[i]).sum()
     assert abs(q[layer].mean() - traces[layer]) <= bound, layer
 
-pd.DataFrame({"mean of q over all signs": {k: v.mean() for k, v in q.items()}, "trace of the block": traces})
+pd.DataFrame(
+    {"mean of q over all signs": {k: v.mean() for k, v in q.items()}, "trace of the block": traces}
+)
 
 # %% [markdown]
 # **A mistake that looks harmless.** Suppose a program re-seeds its generator for every layer, so that both layers get
@@ -114,7 +125,9 @@ added = np.trace(H[:6, 6:])
 
 assert abs(wrong - (traces["layer1"] + added)) <= 200 * EPS * np.abs(H[:6]).sum()
 assert abs(added) > 0.01 * abs(traces["layer1"]), "on this network the mistake is visible"
-print(f"tr H_11 = {traces['layer1']:.4f}; with re-seeded probes the mean is {wrong:.4f}, off by tr H_12 = {added:+.4f}")
+print(
+    f"tr H_11 = {traces['layer1']:.4f}; with re-seeded probes the mean is {wrong:.4f}, off by tr H_12 = {added:+.4f}"
+)
 
 # %% [markdown]
 # ## The variance (claim T2)
@@ -156,7 +169,9 @@ for layer, i in rows.items():
     # Rounding of a variance: that of q times |q|, twice, and of the sum of squares.
     magnitude = 3 * np.abs(H[i]).sum() ** 2
     assert abs(q[layer].var() - variance(i, 1)) <= (12 * 6 + len(Z.T)) * EPS * magnitude, layer
-    assert variance(i, 1) - cross < 0.9 * q[layer].var(), "leaving the cross term out is a mistake one can see"
+    assert variance(i, 1) - cross < 0.9 * q[layer].var(), (
+        "leaving the cross term out is a mistake one can see"
+    )
 
 pd.DataFrame(table)
 
@@ -190,14 +205,23 @@ fig, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
 for ax, (layer, i) in zip(axes, rows.items(), strict=True):
     low, high = np.quantile(normal_q[layer], [0.002, 0.998])
     bins = np.linspace(low, high, 60)
-    ax.hist(normal_q[layer], bins, density=True, alpha=0.45, color="#D55E00", label="normal numbers, 200,000 draws")
+    ax.hist(
+        normal_q[layer],
+        bins,
+        density=True,
+        alpha=0.45,
+        color="#D55E00",
+        label="normal numbers, 200,000 draws",
+    )
     ax.hist(q[layer], bins, density=True, alpha=0.55, color="#0072B2", label="all 4096 signs")
     ax.axvline(traces[layer], color="black", lw=1, label=r"$\operatorname{tr}H_{ll}$")
     ax.axvline(0, color="grey", lw=0.8, ls=":")
     ax.set(title=layer, xlabel="$q_l$ of one probe", yticks=[])
     # The sample variance of n draws has the standard error Var·√((kurtosis − 1)/n); six of them fail once in 10⁹.
     excess = np.mean((normal_q[layer] - normal_q[layer].mean()) ** 4) / normal_q[layer].var() ** 2
-    assert abs(normal_q[layer].var() / variance(i, 3) - 1) < 6 * np.sqrt((excess - 1) / draws.shape[1])
+    assert abs(normal_q[layer].var() / variance(i, 3) - 1) < 6 * np.sqrt(
+        (excess - 1) / draws.shape[1]
+    )
     assert abs(variance(i, 3) - variance(i, 1) - 2 * (np.diag(H[i, i]) ** 2).sum()) <= rounding
 axes[1].legend(fontsize=8, loc="upper right")
 _ = fig.suptitle("One probe scatters widely, and can be negative where the trace is positive")
@@ -228,7 +252,10 @@ for layer, i in rows.items():
     scale = np.abs(H[i]).sum()
     assert abs(estimate.value[layer] - traces[layer]) <= 5000 * EPS * scale
     assert abs(estimate.samples[layer].var(ddof=0) - q[layer].var()) <= 5000 * EPS * 3 * scale**2
-    assert abs(float(theory.probe_variance(H_ll, cross_blocks, 1)) - variance(i, 1)) <= 100 * EPS * scale**2
+    assert (
+        abs(float(theory.probe_variance(H_ll, cross_blocks, 1)) - variance(i, 1))
+        <= 100 * EPS * scale**2
+    )
 problem
 
 # %% [markdown]
@@ -274,10 +301,19 @@ for name in ("tanh_mlp", "relu_mlp", "cnn"):
                     "stage": f"trained {steps} steps" if steps else "untrained",
                     "layer": l,
                     "measured": measured,
-                    "predicted": float(theory.probe_variance(own, cross_blocks, Rademacher().kurtosis(1))),
-                    "without cross term": float(theory.probe_variance(own, [], Rademacher().kurtosis(1))),
-                    "normal probes": float(theory.probe_variance(own, cross_blocks, Gaussian().kurtosis(1))),
-                    "rounding": (case.num_params + signs.shape[1]) * EPS * 3 * float(dense[i].abs().sum()) ** 2,
+                    "predicted": float(
+                        theory.probe_variance(own, cross_blocks, Rademacher().kurtosis(1))
+                    ),
+                    "without cross term": float(
+                        theory.probe_variance(own, [], Rademacher().kurtosis(1))
+                    ),
+                    "normal probes": float(
+                        theory.probe_variance(own, cross_blocks, Gaussian().kurtosis(1))
+                    ),
+                    "rounding": (case.num_params + signs.shape[1])
+                    * EPS
+                    * 3
+                    * float(dense[i].abs().sum()) ** 2,
                 }
             )
 layers = pd.DataFrame(records)
@@ -287,10 +323,21 @@ for ax, column in zip(axes, ["predicted", "without cross term"], strict=True):
     for (name, stage), part in layers.groupby(["network", "stage"]):
         colour = {"tanh_mlp": "#0072B2", "relu_mlp": "#D55E00", "cnn": "#009E73"}[name]
         face = "white" if stage == "untrained" else colour
-        ax.plot(part[column], part["measured"], "o", color=colour, markerfacecolor=face, label=f"{name}, {stage}")
+        ax.plot(
+            part[column],
+            part["measured"],
+            "o",
+            color=colour,
+            markerfacecolor=face,
+            label=f"{name}, {stage}",
+        )
     ends = [layers["without cross term"].min() / 2, layers["measured"].max() * 2]
     ax.plot(ends, ends, color="black", lw=0.8)
-    ax.set(xscale="log", yscale="log", xlabel=f"formula, {column}" if column != "predicted" else "formula")
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel=f"formula, {column}" if column != "predicted" else "formula",
+    )
 axes[0].set_ylabel(r"$\operatorname{Var}q_l$ over all signs")
 axes[1].legend(fontsize=7)
 
@@ -298,7 +345,9 @@ assert ((layers["measured"] - layers["predicted"]).abs() <= layers["rounding"]).
 assert (layers["normal probes"] >= layers["predicted"]).all()
 factor = layers["measured"] / layers["without cross term"]
 assert factor.max() > 2, "for some layer the forgotten term is more than half of the variance"
-print(f"true variance over the one without the cross term: {factor.min():.2f} to {factor.max():.2f}")
+print(
+    f"true variance over the one without the cross term: {factor.min():.2f} to {factor.max():.2f}"
+)
 
 # %% [markdown]
 # **What to remember.** One product per probe serves all layers, without bias, for every probe with $\mathbb

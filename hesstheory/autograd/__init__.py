@@ -1,0 +1,1 @@
+"""What does PyTorch's graph say?"""

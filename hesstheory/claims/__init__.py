@@ -1,0 +1,27 @@
+"""What do we believe, and why? Claims with their mutants, the run that decides them and the ledger."""
+
+from hesstheory.claims.context import SMOKE_NETWORKS, TRAINED_STEPS, Case, Context
+from hesstheory.claims.course import Run, validate
+from hesstheory.claims.decide import MutantOutcome, Outcome, decide
+from hesstheory.claims.ledger import Ledger
+from hesstheory.claims.registry import PROFILES, REGISTRY, Claim, Decide, catalogue, claim, select
+
+__all__ = [
+    "Case",
+    "Claim",
+    "Context",
+    "Decide",
+    "Ledger",
+    "MutantOutcome",
+    "Outcome",
+    "PROFILES",
+    "REGISTRY",
+    "Run",
+    "SMOKE_NETWORKS",
+    "TRAINED_STEPS",
+    "catalogue",
+    "claim",
+    "decide",
+    "select",
+    "validate",
+]

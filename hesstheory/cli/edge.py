@@ -1,0 +1,45 @@
+"""What every command refuses at its edge, and how it ends."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import NoReturn
+
+import typer
+
+
+def check_writable(option: str, path: Path | None, *, makes_folders: bool = False) -> None:
+    """Refuses, before any work is done for it, a file that could not be written in the end."""
+    if path is None:
+        return
+    try:
+        if path.is_dir():
+            misuse(f"{option} {path}: that is a folder; name a file, or move the folder away")
+        folder = path.absolute().parent
+        if makes_folders:
+            folder = next(parent for parent in path.absolute().parents if parent.exists())
+        elif not folder.is_dir():
+            misuse(f"{option} {path}: the folder does not exist; create it first")
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        misuse(f"{option} {path}: {error.strerror}; name another folder, in which you may write")
+
+
+def write(path: Path, text: str) -> None:
+    from hesstheory.run.files import write_atomically
+
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        misuse(f"{path}: {error.strerror or error}")
+
+
+def misuse(message: str) -> NoReturn:
+    typer.echo(f"hesstheory: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def interrupted() -> NoReturn:
+    typer.echo("hesstheory: interrupted, nothing was written", err=True)
+    raise typer.Exit(130)

@@ -1,0 +1,1 @@
+"""Subjects: estimators that are right, wrong, or of other libraries."""

@@ -1,0 +1,409 @@
+"""What must the suite never reject? Correct estimators of different kinds, in plain torch.
+
+`RIGHT` holds them by name; each is called as `estimator(problem, *, num_probes, generator)`, some also take `probes=`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import functional_call, grad, jvp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+
+from hesstheory.estimators.probes import Gaussian, Probe, Rademacher, SparseSigns, Sphere
+from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.problem.risk import Problem
+from hesstheory.results.estimate import Estimate
+
+Vectors = dict[str, Tensor]
+
+
+# --- probes and answers, tensor by tensor -----------------------------------------------------------------------------
+def _signs(problem: Problem, generator: torch.Generator) -> Vectors:
+    """One probe of fair signs, a tensor for each parameter, in the model's dtype."""
+    return {
+        name: (2 * torch.randint(2, p.shape, generator=generator, device=generator.device) - 1).to(
+            p
+        )
+        for name, p in problem.params.items()
+    }
+
+
+def _all_signs(problem: Problem, num_probes: int, generator: torch.Generator) -> Vectors:
+    """K probes of fair signs along the first axis."""
+    return cut(
+        problem, Rademacher().sample(problem.num_params, num_probes, generator).to(problem.dtype)
+    )
+
+
+def cut(problem: Problem, Z: Float[Tensor, "params columns"]) -> Vectors:
+    """The columns of a matrix along the first axis of a tensor for each parameter."""
+    return {
+        name: Z[start:stop].mT.reshape(-1, *p.shape)
+        for (name, p), (start, stop) in zip(
+            problem.params.items(), problem.offsets.values(), strict=True
+        )
+    }
+
+
+def _dots(names: tuple[str, ...], Z: Vectors, HZ: Vectors) -> list[float]:
+    """Σ_i z_i (Hz)_i over the tensors of these names, probe by probe."""
+    of_tensor = [
+        (Z[name] * HZ[name]).reshape(len(Z[name]), -1).sum(1, dtype=torch.float64) for name in names
+    ]
+    forms: list[float] = torch.stack(of_tensor).sum(0).tolist()
+    return forms
+
+
+def _cut(problem: Problem, z: Tensor) -> Vectors:
+    """A flat probe as one tensor for each parameter."""
+    parts = torch.split(z, [p.numel() for p in problem.params.values()])
+    return {
+        name: part.reshape(p.shape).to(p)
+        for (name, p), part in zip(problem.params.items(), parts, strict=True)
+    }
+
+
+def _by_block(
+    problem: Problem, z: Mapping[str, Tensor], Hz: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """z_lᵀ(Hz)_l of every block."""
+    forms = {name: (z[name] * Hz[name]).sum(dtype=torch.float64) for name in Hz}
+    blocks = [
+        torch.stack([forms[name] for name in names]).sum()
+        for names in problem.partition.blocks.values()
+    ]
+    return dict(zip(problem.partition.blocks, torch.stack(blocks).tolist(), strict=True))
+
+
+def _means(samples: list[dict[str, float]]) -> dict[str, float]:
+    return {block: sum(sample[block] for sample in samples) / len(samples) for block in samples[0]}
+
+
+def _with_stderr(samples: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Mean and s/√K of every block; one probe has no standard error, which is NaN."""
+    K, means = len(samples), _means(samples)
+    if K == 1:
+        return {block: (mean, math.nan) for block, mean in means.items()}
+    squares = {
+        block: sum((sample[block] - mean) ** 2 for sample in samples)
+        for block, mean in means.items()
+    }
+    return {block: (mean, math.sqrt(squares[block] / (K - 1) / K)) for block, mean in means.items()}
+
+
+def _risk(problem: Problem) -> Tensor:
+    """Mean loss over all samples, with its graph."""
+    losses = [
+        weight * problem.loss(batch)
+        for weight, batch in zip(problem.weights, problem.batches, strict=True)
+    ]
+    return torch.stack(losses).sum()
+
+
+def _product(
+    gradients: tuple[Tensor, ...], tensors: Mapping[str, Tensor], z: Mapping[str, Tensor]
+) -> Vectors:
+    """Hz by the slope of gᵀz; zero where the gradient does not depend on the parameters."""
+    slope = torch.stack(
+        [(g * z[name]).sum() for name, g in zip(tensors, gradients, strict=True)]
+    ).sum()
+    if not slope.requires_grad:
+        return {name: torch.zeros_like(p) for name, p in tensors.items()}
+    rows = torch.autograd.grad(
+        slope, list(tensors.values()), retain_graph=True, materialize_grads=True
+    )
+    return dict(zip(tensors, rows, strict=True))
+
+
+def _gradients(risk: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(
+        risk, list(tensors.values()), create_graph=True, materialize_grads=True
+    )
+
+
+# --- reverse over reverse ---------------------------------------------------------------------------------------------
+def signs_kept_graph(problem: Problem, *, num_probes: int, generator: torch.Generator) -> Estimate:
+    """Signs, one graph of the whole risk kept for all probes; an Estimate."""
+    import pandas as pd
+
+    samples = []
+    with torch.enable_grad():
+        gradients = _gradients(_risk(problem), problem.params)
+        for _ in range(num_probes):
+            z = _signs(problem, generator)
+            samples.append(_by_block(problem, z, _product(gradients, problem.params, z)))
+    return Estimate(pd.DataFrame(samples), num_matvecs=num_probes)
+
+
+@dataclass(frozen=True)
+class FreshGraph:
+    """Probes of any distribution, a graph for every batch and probe; traces with standard errors."""
+
+    probe: Probe
+
+    def __call__(
+        self, problem: Problem, *, num_probes: int, generator: torch.Generator
+    ) -> dict[str, tuple[float, float]]:
+        samples = []
+        for z in self.probe.sample(problem.num_params, num_probes, generator).mT:
+            samples.append(self.form(problem, _cut(problem, z)))
+        return _with_stderr(samples)
+
+    def form(self, problem: Problem, z: Vectors) -> dict[str, float]:
+        """zᵀHz by block, as the sum over batches weighted by their size."""
+        form = dict.fromkeys(problem.partition.blocks, 0.0)
+        for weight, batch in zip(problem.weights, problem.batches, strict=True):
+            with torch.enable_grad():
+                Hz = _product(_gradients(problem.loss(batch), problem.params), problem.params, z)
+            for block, value in _by_block(problem, z, Hz).items():
+                form[block] += weight * value
+        return form
+
+
+def block_separated(
+    problem: Problem, *, num_probes: int, generator: torch.Generator
+) -> dict[str, tuple[float, float]]:
+    """A probe for each block by itself, differentiated in that block alone; traces with standard errors."""
+    samples: list[dict[str, float]] = []
+    with torch.enable_grad():
+        risk = _risk(problem)
+        for _ in range(num_probes):
+            z, sample = _signs(problem, generator), {}
+            for block, names in problem.partition.blocks.items():
+                tensors = {name: problem.params[name] for name in names}
+                Hz = _product(_gradients(risk, tensors), tensors, z)
+                sample[block] = sum(
+                    float((z[name] * Hz[name]).sum(dtype=torch.float64)) for name in names
+                )
+            samples.append(sample)
+    return _with_stderr(samples)
+
+
+def signs_all_at_once(
+    problem: Problem, *, num_probes: int, generator: torch.Generator
+) -> dict[str, float]:
+    """Signs, all probes pushed through one graph together; traces without standard errors."""
+    Z = _all_signs(problem, num_probes, generator)
+    with torch.enable_grad():
+        gradients = dict(
+            zip(problem.params, _gradients(_risk(problem), problem.params), strict=True)
+        )
+    HZ = _pushed(gradients, problem.params, Z)
+    return {
+        block: math.fsum(_dots(names, Z, HZ)) / num_probes
+        for block, names in problem.partition.blocks.items()
+    }
+
+
+def _pushed(gradients: Vectors, params: Mapping[str, Tensor], Z: Vectors) -> Vectors:
+    """HZ for K probes along the first axis."""
+    curved = [name for name, g in gradients.items() if g.requires_grad]
+    if not curved:
+        return {name: torch.zeros_like(z) for name, z in Z.items()}
+    rows = torch.autograd.grad(
+        [gradients[name] for name in curved],
+        list(params.values()),
+        [Z[name] for name in curved],
+        is_grads_batched=True,
+        materialize_grads=True,
+        retain_graph=True,
+    )
+    return {name: row.expand_as(Z[name]) for name, row in zip(params, rows, strict=True)}
+
+
+def probe_for_each_batch(
+    problem: Problem, *, num_probes: int, generator: torch.Generator
+) -> dict[str, tuple[float, float]]:
+    """Every batch gets probes of its own, which is less noisy than shared ones; traces with standard errors."""
+    samples = [dict.fromkeys(problem.partition.blocks, 0.0) for _ in range(num_probes)]
+    for weight, batch in zip(problem.weights, problem.batches, strict=True):
+        with torch.enable_grad():
+            gradients = _gradients(problem.loss(batch), problem.params)
+        for sample in samples:
+            z = _signs(problem, generator)
+            with torch.enable_grad():
+                Hz = _product(gradients, problem.params, z)
+            for block, value in _by_block(problem, z, Hz).items():
+                sample[block] += weight * value
+    return _with_stderr(samples)
+
+
+def total_only(problem: Problem, *, num_probes: int, generator: torch.Generator) -> float:
+    """The full trace as one number."""
+    total = 0.0
+    with torch.enable_grad():
+        gradients = _gradients(_risk(problem), problem.params)
+        for _ in range(num_probes):
+            z = _signs(problem, generator)
+            total += sum(_by_block(problem, z, _product(gradients, problem.params, z)).values())
+    return total / num_probes
+
+
+def given_or_drawn(
+    problem: Problem, *, num_probes: int, generator: torch.Generator, probes: Tensor | None = None
+) -> dict[str, tuple[float, float]]:
+    """Normals, or the P×K probes that it is given; traces with standard errors."""
+    if probes is None:
+        probes = torch.randn(
+            problem.num_params,
+            num_probes,
+            generator=generator,
+            device=generator.device,
+            dtype=torch.float64,
+        )
+    with torch.enable_grad():
+        gradients = _gradients(_risk(problem), problem.params)
+        samples = [
+            _by_block(problem, z, _product(gradients, problem.params, z))
+            for z in (_cut(problem, column) for column in probes.mT)
+        ]
+    return _with_stderr(samples)
+
+
+# --- forward over reverse ---------------------------------------------------------------------------------------------
+def forward_over_reverse(
+    problem: Problem, *, num_probes: int, generator: torch.Generator
+) -> dict[str, tuple[float, float]]:
+    """Signs, products by `torch.func.jvp` of `torch.func.grad`, all together; traces with standard errors."""
+    Z = _all_signs(problem, num_probes, generator)
+    HZ = jvps_of_gradient(problem, Z)
+    forms = {block: _dots(names, Z, HZ) for block, names in problem.partition.blocks.items()}
+    return _with_stderr(
+        [dict(zip(forms, row, strict=True)) for row in zip(*forms.values(), strict=True)]
+    )
+
+
+def jvps_of_gradient(problem: Problem, Z: Vectors) -> Vectors:
+    """Hessian products by `torch.func.jvp` of `torch.func.grad`, all columns together."""
+    params = {name: p.detach() for name, p in problem.params.items()}
+    gradient = grad(partial(_functional_risk, problem))
+    with (
+        warnings.catch_warnings(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # the other kernels have no forward derivative
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of torch, about its own decompositions
+        HZ: Vectors = vmap(lambda z: jvp(gradient, (params,), (z,))[1])(Z)
+    return HZ
+
+
+def _functional_risk(problem: Problem, params: Vectors) -> Tensor:
+    """The risk as a function of the trained parameters; `functional_call` keeps ties, buffers and frozen tensors."""
+    losses, zero = [], 0 * torch.stack([p.sum() for p in params.values()]).sum()
+    for weight, (inputs, targets) in zip(problem.weights, problem.batches, strict=True):
+        args = (
+            inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+        )
+        kwargs = inputs if isinstance(inputs, dict) else {}
+        # Targets with a tangent, if zero: mse_loss has no forward-over-reverse derivative at targets without one.
+        known = tree_map(
+            lambda y: y + zero if isinstance(y, Tensor) and y.is_floating_point() else y, targets
+        )
+        losses.append(
+            weight * problem.loss_fn(functional_call(problem.model, params, args, kwargs), known)
+        )
+    return torch.stack(losses).sum()
+
+
+# --- without noise, or with less of it --------------------------------------------------------------------------------
+def exact(problem: Problem, *, num_probes: int, generator: torch.Generator) -> dict[str, float]:
+    """The diagonal of the dense Hessian, row by row: no noise, no probes and no standard error."""
+    diagonal = _dense(problem).diagonal()
+    return {
+        block: float(diagonal[index].sum(dtype=torch.float64))
+        for block, index in problem.index.items()
+    }
+
+
+def _dense(problem: Problem) -> Tensor:
+    """The Hessian in the dtype of the model, all rows at once."""
+    P, like = problem.num_params, next(iter(problem.params.values()))
+    sizes = [p.numel() for p in problem.params.values()]
+    rows = torch.split(torch.eye(P, dtype=like.dtype, device=like.device), sizes, dim=1)
+    Z = {
+        name: part.reshape(P, *p.shape)
+        for (name, p), part in zip(problem.params.items(), rows, strict=True)
+    }
+    with torch.enable_grad():
+        gradients = dict(
+            zip(problem.params, _gradients(_risk(problem), problem.params), strict=True)
+        )
+    HZ = _pushed(gradients, problem.params, Z)
+    return torch.cat([row.reshape(P, -1) for row in HZ.values()], dim=1)
+
+
+def sketched(problem: Problem, *, num_probes: int, generator: torch.Generator) -> dict[str, float]:
+    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021) read block by block: tr P_l QQᵀH exactly, the rest by probes.
+
+    A third of the products makes the sketch, a third its image, a third the rest; without standard errors. Fewer than
+    three probes leave no sketch.
+    """
+    third = min(num_probes // 3, problem.num_params)
+    Z = Rademacher().sample(problem.num_params, num_probes - 2 * third, generator).to(problem.dtype)
+    of_parameter = torch.zeros_like(Z[:, 0])
+    rest = Z
+    if third:
+        S = Rademacher().sample(problem.num_params, third, generator).to(problem.dtype)
+        Q = torch.linalg.qr(_columns(problem, S)).Q
+        of_parameter = (Q * _columns(problem, Q)).sum(1)  # the diagonal of QQᵀH
+        rest = Z - Q @ (Q.mT @ Z)
+    # z_lᵀ(H(I − QQᵀ)z)_l has the mean tr P_l H(I − QQᵀ).
+    of_parameter = of_parameter + (Z * _columns(problem, rest)).mean(1)
+    return {
+        block: float(of_parameter[index].sum(dtype=torch.float64))
+        for block, index in problem.index.items()
+    }
+
+
+def _columns(problem: Problem, V: Tensor) -> Tensor:
+    """H V for P×K columns."""
+    with torch.enable_grad():
+        gradients = _gradients(_risk(problem), problem.params)
+        products = [_product(gradients, problem.params, _cut(problem, v)) for v in V.mT]
+    return torch.stack(
+        [torch.cat([row.reshape(-1) for row in Hv.values()]) for Hv in products], dim=1
+    )
+
+
+# --- the library's own ------------------------------------------------------------------------------------------------
+def layerwise(
+    problem: Problem, *, num_probes: int, generator: torch.Generator, probes: Tensor | None = None
+) -> Estimate:
+    """`LayerwiseTrace` as a black box."""
+    return LayerwiseTrace(num_probes)(problem, generator, probes=probes)
+
+
+def library_block_separated(
+    problem: Problem, *, num_probes: int, generator: torch.Generator
+) -> Estimate:
+    """`BlockSeparatedTrace` as a black box."""
+    return BlockSeparatedTrace(num_probes)(problem, generator)
+
+
+RIGHT: dict[str, Callable[..., Any]] = {
+    "signs_kept_graph": signs_kept_graph,
+    "normals": FreshGraph(Gaussian()),
+    "sphere": FreshGraph(Sphere()),
+    "sparse_signs": FreshGraph(SparseSigns(0.5)),
+    "block_separated": block_separated,
+    "signs_all_at_once": signs_all_at_once,
+    "probe_for_each_batch": probe_for_each_batch,
+    "total_only": total_only,
+    "given_or_drawn": given_or_drawn,
+    "forward_over_reverse": forward_over_reverse,
+    "exact": exact,
+    "sketched": sketched,
+    "layerwise": layerwise,
+    "library_block_separated": library_block_separated,
+}

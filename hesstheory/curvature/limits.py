@@ -1,0 +1,58 @@
+"""What is refused at the edge of a product: wrong shapes, too little memory, values that are not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Real
+from torch import Tensor
+
+from hesstheory.problem.risk import Problem
+from hesstheory.run.memory import free_memory
+
+
+def checked_columns(
+    problem: Problem, V: Tensor, dtypes: Sequence[torch.dtype] = (), copies: int = 0
+) -> Real[Tensor, "columns params"]:
+    if not isinstance(V, Tensor) or V.ndim not in (1, 2) or len(V) != problem.num_params:
+        shape = tuple(V.shape) if isinstance(V, Tensor) else type(V).__name__
+        raise ValueError(
+            f"expected a tensor of {problem.num_params} rows, one per parameter, got {shape}"
+        )
+    if V.dtype not in (dtypes or (problem.dtype,)) or V.device != problem.device:
+        raise ValueError(
+            f"the vectors are {V.dtype} on {V.device}, the model {problem.dtype} on {problem.device}: use .to()"
+        )
+    if copies and V.ndim == 2:
+        check_fits(problem, V.shape[1], copies * V.itemsize, "columns of a product")
+    return (V[None] if V.ndim == 1 else V.mT).detach().contiguous()
+
+
+def check_finite(values: Tensor) -> None:
+    # The extremes need no second array of the size of a dense matrix, as torch.isfinite does; a NaN is both of them.
+    if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
+        raise ValueError(
+            "a Hessian product is not finite although the loss is: a second derivative overflows or is undefined "
+            "(sqrt or norm at 0, log at 0, float16); use a smooth variant or float64"
+        )
+
+
+def check_dense_fits(side: int, device: torch.device) -> None:
+    needed = 8 * side * side
+    available = free_memory(device)
+    if needed > available:
+        raise MemoryError(
+            f"a dense float64 matrix of this size needs {needed:,} bytes and {available:,} are free: use products "
+            "(`@`), .block(l, m) of smaller blocks, or an estimator such as LayerwiseTrace"
+        )
+
+
+def check_fits(problem: Problem, num_columns: int, bytes_per_entry: int, what: str) -> None:
+    """Raises MemoryError where so many vectors of parameters cannot be held, with the number that can."""
+    each, available = bytes_per_entry * problem.num_params, free_memory(problem.device)
+    if num_columns * each > available:
+        raise MemoryError(
+            f"{num_columns} {what} need {num_columns * each:,} bytes with all copies and {available:,} are free: "
+            f"{available // each} fit; ask for no more at a time, or use a smaller dtype"
+        )

@@ -1,0 +1,46 @@
+"""How is it measured? Estimators of block traces, probes, and advice on both."""
+
+from hesstheory.estimators.advice import dense_traces, rank_layers, recommend
+from hesstheory.estimators.deflated import HutchPP, XTrace
+from hesstheory.estimators.enumerations import (
+    all_signs,
+    hadamard_columns,
+    strength_four_signs,
+    three_point_grid,
+)
+from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
+from hesstheory.estimators.probes import (
+    Gaussian,
+    HadamardColumns,
+    Probe,
+    Rademacher,
+    SparseSigns,
+    Sphere,
+    Uniform,
+    check_choices,
+)
+from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+
+__all__ = [
+    "BlockSeparatedTrace",
+    "ControlVariateTrace",
+    "Gaussian",
+    "HadamardColumns",
+    "HutchPP",
+    "LayerwiseTrace",
+    "LogitProbeTrace",
+    "Probe",
+    "Rademacher",
+    "SparseSigns",
+    "Sphere",
+    "Uniform",
+    "XTrace",
+    "all_signs",
+    "check_choices",
+    "dense_traces",
+    "hadamard_columns",
+    "rank_layers",
+    "recommend",
+    "strength_four_signs",
+    "three_point_grid",
+]

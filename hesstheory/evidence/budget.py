@@ -1,0 +1,34 @@
+"""The probability that a whole run goes falsely red, shared among its tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+# How much is spent: deterministic checks alone (seconds), what CI affords (a minute or two), everything.
+PROFILES = ("smoke", "ci", "full")
+SUITE_ALPHA = 1e-6  # probability that a whole run goes falsely red (DESIGN: one budget)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The probability that a whole run goes falsely red, shared equally by its statistical tests.
+
+    A test of the subject may falsely fail, a test of a mutant falsely pass: both are paid for.
+    """
+
+    num_tests: int
+    suite_alpha: float = SUITE_ALPHA
+
+    @property
+    def alpha(self) -> float:
+        """Level of one test."""
+        return self.suite_alpha / max(self.num_tests, 1)
+
+    @classmethod
+    def of(
+        cls, tests_per_claim: Iterable[tuple[int, int]], suite_alpha: float = SUITE_ALPHA
+    ) -> Budget:
+        """From pairs (statistical tests, mutants) of the registered claims."""
+        return cls(sum(tests * (1 + mutants) for tests, mutants in tests_per_claim), suite_alpha)

@@ -1,0 +1,103 @@
+"""Checks, their kinds and outcomes, and the verdict that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Verdict(StrEnum):
+    """What the evidence says of a claim."""
+
+    HOLDS = "HOLDS"
+    CONDITIONAL = "CONDITIONAL"
+    REFUTED = "REFUTED"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    STALE = "STALE"
+    UNTESTED = "UNTESTED"
+
+
+class Kind(StrEnum):
+    """Kinds of check, strongest first."""
+
+    SYMBOLIC = "symbolic"
+    EXACT = "exact"
+    STATISTICAL = "statistical"
+    EMPIRICAL = "empirical"
+
+
+class Status(StrEnum):
+    """Outcome of one check, of a claim or of an estimator.
+
+    `reported` says something without deciding anything; `skipped` did not apply, `blocked` had a prerequisite that
+    failed, `xfailed` failed as was expected with a reason.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+    REPORTED = "reported"
+    SKIPPED = "skipped"
+    BLOCKED = "blocked"
+    XFAILED = "xfailed"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison and its outcome.
+
+    `discrepancy` and `bound` are in the units of what is compared; `alpha` is the probability of a false alarm,
+    `detectable` the smallest discrepancy found with probability `power`. `rows` are records for the figure that shows
+    `table`. A failed check with a `condition` does not refute the claim: it holds only under that condition.
+    """
+
+    name: str
+    kind: Kind
+    status: Status
+    detail: str = ""
+    discrepancy: float | None = None
+    bound: float | None = None
+    alpha: float | None = None
+    power: float | None = None
+    detectable: float | None = None
+    num_draws: int | None = None
+    condition: str = ""
+    table: str | None = None
+    rows: Rows = field(default=(), repr=False)
+
+    def showing(self, table: str, rows: Rows) -> Check:
+        """The same check with records for a figure."""
+        return replace(self, table=table, rows=tuple(rows))
+
+    def unless(self, condition: str) -> Check:
+        """The same check, whose failure only limits the claim to a condition."""
+        return replace(self, condition=condition)
+
+
+def verdict(checks: Sequence[Check]) -> Verdict:
+    """Verdict of the checks alone, before the mutants have their say."""
+    statuses = {check.status for check in checks}
+    if any(check.status is Status.FAILED and not check.condition for check in checks):
+        return Verdict.REFUTED
+    if (
+        Status.INCONCLUSIVE in statuses
+    ):  # it might refute what the others leave standing under a condition
+        return Verdict.INCONCLUSIVE
+    if Status.FAILED in statuses:
+        return Verdict.CONDITIONAL if Status.PASSED in statuses else Verdict.REFUTED
+    return Verdict.HOLDS if Status.PASSED in statuses else Verdict.INCONCLUSIVE
+
+
+def holds(name: str, statement: bool, detail: str, *, kind: Kind = Kind.EXACT) -> Check:
+    """A yes-or-no fact that arithmetic decides: an inequality, a sign, a membership; the detail gives the numbers."""
+    return Check(name, kind, Status.PASSED if statement else Status.FAILED, detail)
+
+
+def empirical(name: str, detail: str, *, statement: bool | None = None) -> Check:
+    """A study's outcome with its effect sizes in the detail; without a statement it only reports."""
+    status = Status.REPORTED if statement is None else Status.PASSED if statement else Status.FAILED
+    return Check(name, Kind.EMPIRICAL, status, detail)

@@ -1,1 +1,0 @@
-"""The science: claims grouped by subject. Importing a module registers its claims."""

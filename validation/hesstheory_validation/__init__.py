@@ -1,0 +1,1 @@
+"""The claims that are decided, a folder a subject."""
