@@ -221,9 +221,7 @@ def _ranking(samples: pd.DataFrame, level: float, method: str) -> Ranking:
     )
 
 
-def _ranked(
-    values: pd.Series[float], low: Any, high: Any, larger: np.ndarray[Any, Any]
-) -> pd.DataFrame:
+def _ranked(values: pd.Series[float], low: Any, high: Any, larger: Any) -> pd.DataFrame:
     """`larger[l, m]`: l surely has the larger value."""
     import pandas as pd
 

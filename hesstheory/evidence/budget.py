@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-
 # How much is spent: deterministic checks alone (seconds), what CI affords (a minute or two), everything.
 PROFILES = ("smoke", "ci", "full")
 SUITE_ALPHA = 1e-6  # probability that a whole run goes falsely red (DESIGN: one budget)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import hesstheory.logit_space
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hesstheory.logit_space
 from hesstheory import (
     LogitProbeTrace,
     Problem,

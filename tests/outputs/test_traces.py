@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 
-import hesstheory.logit_space
-import hesstheory.loss_root
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+import hesstheory.logit_space
+import hesstheory.loss_root
 from hesstheory import (
     BlockSeparatedTrace,
     ControlVariateTrace,
