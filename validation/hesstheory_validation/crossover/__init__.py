@@ -1,0 +1,1 @@
+"""Full-vector against separated probes."""

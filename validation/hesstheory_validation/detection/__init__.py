@@ -1,0 +1,1 @@
+"""What a count of false alarms says."""

@@ -1,0 +1,1 @@
+"""Where H and the Gauss-Newton matrix have the same diagonal."""

@@ -1,0 +1,1 @@
+"""Probes per sample, orthogonal probes, Hadamard signs across layers."""

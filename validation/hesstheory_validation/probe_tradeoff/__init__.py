@@ -1,0 +1,1 @@
+"""Probes against batches at a fixed budget."""

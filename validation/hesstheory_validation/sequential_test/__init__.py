@@ -1,0 +1,1 @@
+"""Level and power of the sequential test."""

@@ -1,0 +1,1 @@
+"""Negative traces and negative estimates."""

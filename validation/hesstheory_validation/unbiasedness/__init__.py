@@ -1,0 +1,1 @@
+"""Is one product enough for all layers?"""

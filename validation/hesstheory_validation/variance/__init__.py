@@ -1,0 +1,1 @@
+"""Variance and covariance of one product."""
