@@ -37,6 +37,7 @@ class Claim:
     decide: Decide
     statistical: int = 0
     profile: str = "smoke"
+    rests_on: tuple[str, ...] = ()
 
 
 REGISTRY: dict[str, Claim] = {}
@@ -54,6 +55,7 @@ def claim(
     formula: str = "",
     statistical: int = 0,
     profile: str = "smoke",
+    rests_on: Sequence[str] = (),
 ) -> Callable[[Decide], Decide]:
     """Registers the decorated `decide(subject, context)` as a claim; its name becomes the claim's title.
 
@@ -100,6 +102,7 @@ def claim(
             decide,
             statistical,
             profile,
+            tuple(rests_on),
         )
         return decide
 

@@ -54,6 +54,7 @@ from hesstheory_validation.unbiasedness.claims import roundings
     r"K^*=\frac{\mathbb{E}_B[V_l(H_B)]}{\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]}",
     source="[LHT]; definition ours",
     reason="T10 with the floor taken out",
+    rests_on=["T10"],
     subject=theory.critical_num_probes,
     mutants=[
         wrong.ratio_inverted,
@@ -127,6 +128,7 @@ def _excess_over_floor(formula: Any, case: Case, sampling: Sampling) -> Check:
     formula=r"\mathbb{E}_B[V_l(H_B)]=V_l(\bar H)+\frac{f}{b}S_q,\quad"
     r"S_q=\frac{1}{n-1}\sum_n V_l(H_n-\bar H)\ge 0",
     reason="V is a non-negative quadratic form in the matrix, and the mean of a quadratic form adds the spread",
+    rests_on=["T2"],
     subject=theory.mean_batch_probe_variance,
     mutants=[
         wrong.full_batch_plugged_in,
@@ -210,6 +212,7 @@ def _understatement(formula: Any, case: Case) -> Check:
     "K* grows with the batch size: K* = (b·V_l(H̄)/f + S_q)/S_t².",
     formula=r"K^*(b)=\frac{b\,V_l(\bar H)/f+S_q}{S_t^2}",
     reason="batch noise falls like f/b, probe noise only down to that of the full batch",
+    rests_on=["T10.a", "T11", "T11.a"],
     subject=theory.critical_num_probes_of_batch,
     mutants=[
         wrong.full_batch_numerator,
@@ -365,6 +368,7 @@ def _plan(context: Context) -> list[tuple[str, int, int]]:
     expected="REFUTED",
     reason="refuted as universal: K* depends on the layer, the stage of training and the batch size (T11.b) over "
     "orders of magnitude",
+    rests_on=["T11.b"],
     subject=theory.critical_num_probes_of_batch,
     mutants=[
         wrong.clipped_to_published_range,
@@ -538,6 +542,7 @@ def _components(anova: Any, q: Array) -> tuple[float, float]:
     formula=r"\mathbb{E}\,\hat\sigma_w^2=\mathbb{E}_B[V_l(H_B)],\quad"
     r"\mathbb{E}\,\hat\sigma_b^2=\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]",
     reason="given the batches the probes are independent; the mean squares have the means σ_w² and σ_w² + Kσ_b²",
+    rests_on=["T11"],
     subject=theory.anova,
     mutants=[
         wrong.between_holds_probe_noise,
@@ -608,6 +613,7 @@ def table_of_ratio(F: float, num_batches: int, num_probes: int) -> Array:
     expected="CONDITIONAL",
     reason="F/(1 + Kρ) has Fisher's distribution for normal draws; sign forms take finitely many values, so that all "
     "probes of every batch agree with positive probability, F is infinite and 1/K̂* has no mean at all",
+    rests_on=["T14"],
     subject=theory.anova_inverse_bias,
     mutants=[
         wrong.inverse_bias_without_signal,
@@ -691,6 +697,7 @@ def _leading_bias(bias: Any, world: tuple[Case, int]) -> Check:
     "finite has a divergent mean, which grows like the logarithm of the largest value kept.",
     formula=r"\mathbb{E}[\hat K^*;\,\hat K^*<T]\ge K f_{\min}\ln(\delta T/K)\to\infty",
     reason="K̂* = K/(F − 1) for F > 1, and Fisher's density is positive at 1",
+    rests_on=["T14"],
     subject=theory.anova,
     mutants=[
         wrong.critical_count_of_clipped_noise,

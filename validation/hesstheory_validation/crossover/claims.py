@@ -102,6 +102,7 @@ class _Counted(Curvature):
     "per sweep.",
     formula=r"z=E_lz:\quad\operatorname{Var}q_l=2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in l}H_{ii}^2",
     reason="q_l = z_lᵀH_ll z_l holds for every probe, so T2 applies to H_ll alone",
+    rests_on=["T2"],
     subject=BlockSeparatedTrace,
     mutants=[
         mutants.SeparatedInNameOnly,
@@ -182,6 +183,7 @@ def _variance_magnitude(q: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
     formula=r"\sum_{m\neq l}\lVert H_{lm}\rVert^2"
     r"<(L-1)\Bigl(2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in l}H_{ii}^2\Bigr)",
     reason="a sweep of separated probes costs as much as L full-vector probes: L·Var separated against Var full",
+    rests_on=["T2", "T6"],
     subject=theory.crossover_margin,
     mutants=[
         wrong.crossover_per_probe,

@@ -174,6 +174,7 @@ def diagonals_agree_where_outputs_are_piecewise_linear(
     "linear network.",
     formula=r"\operatorname{tr}H_{ll}=\operatorname{tr}G_{ll}",
     reason="G1, summed over the block",
+    rests_on=["G1", "G4"],
     subject=exact_traces,
     mutants=[
         wrong.traces_at_labels,
@@ -416,6 +417,7 @@ def _of_kinks() -> Check:
     formula=r"\frac{\partial^2f}{\partial\theta_i^2}\neq0\;\Rightarrow\;\operatorname{tr}H_{ll}\neq"
     r"\operatorname{tr}G_{ll};\qquad\frac{d^2}{dw^2}\,\mathbb E\,|\mathrm{relu}(x-w)|=p(w)",
     reason="one counterexample each, found on the graph of the outputs and confirmed on the dense matrices",
+    rests_on=["G1", "G2"],
     subject=exact_traces,
     mutants=[
         wrong.traces_unasked,

@@ -188,6 +188,7 @@ def _symbolic_logit_probes() -> tuple[list[Any], Any, Any, Any]:
     formula=r"\mathbb E\,\frac1N\sum_n\lVert J_{nl}^{\top}S_n\varepsilon_n\rVert^2=\operatorname{tr}G_{ll},\quad"
     r"\operatorname{Var}=\frac1{N^2}\sum_n2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n\rVert^2\bigr)",
     reason="‖J_nlᵀS_nε_n‖² = ε_nᵀM_nε_n, and samples are independent; in the last layer M_n is a multiple of S_nᵀS_n",
+    rests_on=["T2", "G4"],
     subject=LogitProbeTrace,
     mutants=[
         wrong.LogitProbesUnweighted,
@@ -249,6 +250,7 @@ def _moments(
     formula=r"\operatorname{Var}=\frac1{N^2}\sum_n\Bigl[2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n"
     r"\rVert^2\bigr)+(\kappa-1)\lVert\operatorname{diag}M_n\rVert^2\Bigr]",
     reason="T2 for every sample, whose variances add up: N samples average out, cross blocks never enter",
+    rests_on=["T2", "G1", "G5"],
     subject=theory.logit_probe_variance,
     mutants=[
         wrong.logit_variance_with_diagonal,
@@ -422,6 +424,7 @@ def block_norms_from_gram_matrices(formula: Any, context: Context) -> Iterator[C
     formula=r"C_{lm}^2=\frac{\lVert G_{lm}\rVert^2}{\lVert G_{ll}\rVert\,\lVert G_{mm}\rVert}"
     r"=\frac{\langle M_l,M_m\rangle}{\lVert M_l\rVert\,\lVert M_m\rVert}\in[0,1]",
     reason="G6, the Cauchy-Schwarz inequality, and ⟨M_l, M_m⟩ ≥ 0 for positive semi-definite matrices",
+    rests_on=["G6"],
     subject=theory.ggn_coupling,
     mutants=[
         wrong.coupling_unsquared,
@@ -478,6 +481,7 @@ def coupling_is_a_cosine(formula: Any, context: Context) -> Iterator[Check]:
     formula=r"T_l=\tfrac1N\bigl\lVert\textstyle\sum_nJ_{nl}^{\top}u_n\bigr\rVert^2=\varepsilon^{\top}M_l\,\varepsilon,"
     r"\quad\operatorname{Var}T_l=2\lVert M_l\rVert^2=2\lVert G_{ll}\rVert^2",
     reason="a quadratic form in M_l = B_lB_lᵀ, which has the trace and the norm of G_ll = B_lᵀB_l",
+    rests_on=["T2", "T6", "G4", "G6"],
     subject=LogitProbeTrace,
     mutants=[
         wrong.LogitProbesUnweighted,
@@ -552,6 +556,7 @@ def _normal_probes(estimator: Any, case: Case) -> Iterator[Check]:
     r"+(\kappa-3)\sum_{i\in l}R_{ii}^2+\sum_{m\neq l}\lVert R_{lm}\rVert^2",
     reason="T1 and T2 for R, of which G is no part; R vanishes with the slopes of the loss in the outputs, so that "
     "little is gained where training leaves them large (a bottleneck autoencoder) or ∂²f is (layer norm, attention)",
+    rests_on=["T1", "T2", "G4"],
     subject=ControlVariateTrace,
     mutants=[
         wrong.ControlOnTheHessian,

@@ -82,6 +82,7 @@ CONDITION = "S_q < N·V(H̄)"
     expected=Verdict.CONDITIONAL,
     reason="a mean of independent forms has variance (1/N²) Σ V(H_n), but one probe lets curvature of opposite signs "
     "cancel before it is squared: for H₂ = −H₁ it has no variance at all",
+    rests_on=["T2"],
     subject=theory.per_sample_probe_variance,
     mutants=[
         wrong.per_sample_sum,
@@ -153,6 +154,7 @@ def _mixed_samples(context: Context) -> Case:
     "A probe per sample is better exactly where S_q < N·V(H̄), S_q = Σ_n V(H_n − H̄)/(N − 1): at best N times better.",
     formula=r"\frac1{N^2}\sum_nV(H_n)=\frac1N\Bigl(V(\bar H)+\tfrac{N-1}{N}S_q\Bigr)",
     reason="V is a quadratic form in H, so that Σ V(H_n) = N·V(H̄) + Σ V(H_n − H̄)",
+    rests_on=["T2"],
     subject=theory.per_sample_probes_win,
     mutants=[
         wrong.per_sample_always_wins,
@@ -215,6 +217,7 @@ def _wins(name: str, wins: Any, case: Case, fresh: Tensor, mean: Tensor, spread:
     "K orthogonal probes gain nothing over independent ones for K ≪ P: their variance is V/K·(P − K)/(P − 1).",
     formula=r"\operatorname{Var}\bar q_l=\frac{V}{K}\cdot\frac{P-K}{P-1}",
     reason="all P orthogonal probes together give P·tr H_ll exactly, so two of them have covariance −V/(P − 1)",
+    rests_on=["T1", "T2"],
     subject=theory.orthogonal_probe_variance,
     mutants=[
         wrong.orthogonal_as_independent,
@@ -331,6 +334,7 @@ def signs_of_layers(num_layers: int) -> Tensor:
     "One draw of signs under all Hadamard patterns across layers equals probes of one layer each, number for number.",
     formula=r"\frac1{L'}\sum_kh_{lk}z_l^{\top}\sum_mH_{lm}h_{mk}z_m=z_l^{\top}H_{ll}z_l",
     reason="Σ_k h_lk h_mk = L′ δ_lm removes the cross blocks; L′ ≥ L products, no fewer than separated probes take",
+    rests_on=["T6"],
     subject=signs_of_layers,
     mutants=[
         wrong.signs_of_layers_repeated,

@@ -243,6 +243,7 @@ PAIRS_OF_FOUR = Sampling(2, 4)
     formula=r"\operatorname{Var}=\tfrac1K\mathbb{E}_B[V_l(H_B)]+\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]",
     source="[LHT]",
     reason="law of total variance: given the batch the K estimates are independent with mean tr H_B,ll",
+    rests_on=["T1", "T2"],
     subject=theory.total_variance,
     mutants=[
         wrong.floor_averaged_away,
@@ -388,6 +389,7 @@ MOST_PROBES = 4096
     "budget is √(c0/c1 · K*).",
     formula=r"K_{\mathrm{opt}}=\sqrt{\tfrac{c_0}{c_1}K^*}",
     reason="floor·(1 + K*/K)(c0 + c1 K)/C exceeds its least value by floor·c1 (K − K_opt)²/(C K)",
+    rests_on=["T11"],
     subject=theory.cost_optimal_num_probes,
     mutants=[
         wrong.root_forgotten,
@@ -476,6 +478,7 @@ def _two_batches(case: Case) -> Check:
     "A fresh, independent mini-batch for every probe has no floor and no K*: Var = (E_B[V_l(H_B)] + Var_B)/K.",
     formula=r"\operatorname{Var}=\frac1K\bigl(\mathbb{E}_B[V_l(H_B)]+\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]\bigr)",
     reason="the K estimates are independent and alike, so K times the variance is the same for all K",
+    rests_on=["T10"],
     subject=theory.fresh_batch_variance,
     mutants=[
         wrong.batch_kept_for_all_probes,

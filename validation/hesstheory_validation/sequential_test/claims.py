@@ -308,6 +308,7 @@ def rate_at_most(name: str, hits: int, runs: int, bound: float, alpha: float) ->
     "The level holds in simulation for skewed and heavy-tailed draws.",
     formula=r"\Pr(\text{differs}\mid\mathbb{E}X=\text{target})\le\alpha",
     reason="E1; draws cut to a known range have Bernstein tails",
+    rests_on=["E1"],
     subject=SequentialTest,
     mutants=[wrong.ZTestAtEveryLook, wrong.PilotForTarget, wrong.StudentErrorBar],
     statistical=3,
@@ -349,6 +350,7 @@ def miss_bound(test: Any, draws: Draws, bias: float) -> float:
     "probability at most α.",
     formula=r"\Pr(\text{differs}\mid|\mathbb{E}X-\text{target}|=d)\ge 0.999",
     reason="Bernstein's inequality at every look, early ones included",
+    rests_on=["E1"],
     subject=SequentialTest,
     mutants=[
         wrong.DetectableAtTheLastLook,

@@ -65,6 +65,7 @@ def shipped_case(number: int) -> Case:
     formula=r"\operatorname{tr}H_{ll}<0",
     reason="the residual f − y times the curvature of the activation has either sign; where the outputs are linear in "
     "each weight, tr H_ll = tr G_ll ≥ 0 (G1)",
+    rests_on=["G1"],
     subject=dense_hessian,
     mutants=[wrong.gauss_newton_matrix, wrong.positive_part, wrong.absolute_curvature],
 )
@@ -187,6 +188,7 @@ SIGN_TAILS = {"published": theory.RADEMACHER_TAIL, "sharp": theory.SHARP_RADEMAC
     r"2\exp\frac{-K\varepsilon^2}{c_F\lVert A_l\rVert^2+c_2\varepsilon\lVert A_l\rVert_2}",
     source="bound: Cortinovis & Kressner 2021; for layers ours",
     reason="the bounds hold for quadratic forms, and the form is that of A_l",
+    rests_on=["T1", "T17.a"],
     subject=layer_tail_bound,
     mutants=[wrong.tail_of_the_block, wrong.tail_of_twice_the_probes, wrong.tail_of_a_normal],
 )

@@ -240,6 +240,7 @@ def _separate_trace(tie: Tie) -> float:
     formula=r"\mathbb{E}\sum_r z_r^{\top}(Uz)_r-\operatorname{tr}H_w=-\sum_{r\neq s}\operatorname{tr}U_{rs}",
     source="[LHT]",
     reason="independent probes see the blocks U_rr only; H_w is the sum of all blocks, by the chain rule",
+    rests_on=["T1", "T7.a"],
     subject=theory.tied_bias,
     mutants=[
         wrong.tied_bias_reversed,
@@ -337,6 +338,7 @@ def unrolled_blocks_add_up(unroll: Any, context: Context) -> Iterator[Check]:
     formula=r"-(T-1)\sum_r\operatorname{tr}U_{rr}\le-\sum_{r\neq s}\operatorname{tr}U_{rs}"
     r"\le\sum_r\operatorname{tr}U_{rr}",
     reason="with U = BᵀB, high − bias = ‖Σ_r B_r‖² and bias − low = Σ_{r<s} ‖B_r − B_s‖²",
+    rests_on=["T7"],
     subject=theory.tied_bias_bounds,
     mutants=[
         wrong.bounds_for_two_instances,
@@ -433,6 +435,7 @@ def _within(bounds: Any, name: str, U: Tensor) -> Iterator[Check]:
     "The bounds need U ⪰ 0: neither U_rr ⪰ 0 for every instance nor H_w ⪰ 0 is enough, and an indefinite U is refused.",
     formula=r"U=\begin{pmatrix}1&2-y\\2-y&1\end{pmatrix}:\quad 2y-4\in[-2,2]\iff 1\le y\le 3\iff U\succeq 0",
     reason="½(w·w·x − y)² at w = x = 1 leaves the interval at either end exactly where U loses its sign",
+    rests_on=["T8"],
     subject=theory.tied_bias_bounds,
     mutants=[
         wrong.bounds_unasked,
@@ -485,6 +488,7 @@ def _of_one_shared_probe() -> Check:
     "Copying ONE probe to all instances of a tied tensor removes the bias.",
     formula=r"\mathbb{E}\sum_r z^{\top}\Bigl(\sum_s U_{rs}z\Bigr)=\operatorname{tr}H_w",
     reason="Σ_r zᵀ Σ_s U_rs z = zᵀH_w z for every z",
+    rests_on=["T1", "T7.a"],
     subject=one_probe_for_all,
     mutants=[
         wrong.probe_per_instance,
@@ -600,6 +604,7 @@ def _keepers(context: Context) -> Sequence[Way]:
     "differentiating in a parametrised tensor, allow_unused=True on a parametrised weight and reentrant checkpointing.",
     formula=r"\nabla^2_w R=\sum_{r,s}U_{rs}",
     reason="autograd adds up the uses of a leaf; it sees neither storages nor names",
+    rests_on=["T7.a"],
     subject=shared_leaf,
     mutants=[
         wrong.every_alias_counted,
@@ -639,6 +644,7 @@ def _gives(name: str, way: Way, tie: Tie, owners: tuple[str, str]) -> Check:
     "parametrised tensors under parametrize.cached().",
     formula=r"\sum_r\operatorname{tr}U_{rr}-\operatorname{tr}H_w=-\sum_{r\neq s}\operatorname{tr}U_{rs}",
     reason="∂²R/∂w_r² with the other uses held fast is U_rr",
+    rests_on=["T7"],
     subject=theory.tied_bias,
     mutants=[
         wrong.tied_bias_reversed,
@@ -691,6 +697,7 @@ def what_traps_keep(U: Tensor) -> dict[str, Tensor]:
     "some of them.",
     formula=r"T\,H_w,\quad U_{11},\quad 0,\quad U_{22}",
     reason="what autograd reaches from the leaf that is handed to it",
+    rests_on=["T7.a"],
     subject=what_traps_keep,
     mutants=[wrong.all_traps_alike, wrong.traps_harmless, wrong.traps_at_the_other_instance],
 )

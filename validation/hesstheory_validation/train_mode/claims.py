@@ -158,6 +158,7 @@ def _averages(name: str, hessian_of: Any, problem: Problem, *, equal: bool) -> I
     "mode it is.",
     formula=r"\operatorname{Var}_B\operatorname{tr}H_{B,ll}\neq\frac{S_t^2}{b}\Bigl(1-\frac bn\Bigr)",
     reason="T16: the traces of mini-batches are no means of n fixed numbers",
+    rests_on=["T10.a", "T16"],
     subject=mini_batch_hessian,
     mutants=[
         wrong.batch_norm_in_eval_mode,
@@ -291,6 +292,7 @@ NUM_MASKS = 3
     "mask has another trace, and neither is that of the network without dropout.",
     formula=r"\mathbb{E}[q_l\mid\text{mask}]=\operatorname{tr}H^{\text{mask}}_{ll}",
     reason="all probes are pulled back through the graph of one forward pass",
+    rests_on=["T1"],
     subject=LayerwiseTrace,
     mutants=[
         wrong.DropoutSwitchedOff,

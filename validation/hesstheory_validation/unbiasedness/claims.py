@@ -131,6 +131,7 @@ NUM_DRAWN_NETWORKS = len(zoo.SMALL)
     formula=r"\mathbb{E}\,\bar q_l=\operatorname{tr}H_{ll}",
     source="[LHT]",
     reason="T1 for the drawn probes of T1.b",
+    rests_on=["T1", "T1.b", "E1", "E2"],
     subject=LayerwiseTrace,
     mutants=[mutants.ReusedProbe, mutants.UnscaledProbes, mutants.BiasJustOutsideMargin],
     statistical=2 * NUM_DRAWN_NETWORKS,
@@ -195,6 +196,7 @@ NUM_ENTRIES = 6
     "Every sampler of the library draws what it says: E zzᵀ = I, and a distribution of the declared shape.",
     formula=r"\mathbb{E}\,zz^{\top}=I",
     reason="by definition of the distributions",
+    rests_on=["E1", "E2"],
     subject=lambda probe: probe,
     mutants=[
         mutants.normals_for_signs,

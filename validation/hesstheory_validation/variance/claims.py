@@ -96,6 +96,7 @@ def enumerated_variance(case: Case, context: Context) -> tuple[np.ndarray, np.nd
     r"+\sum_{m\neq l}\lVert H_{lm}\rVert^2",
     source="[LHT] states a closed form; formula ours",
     reason="fourth moments of independent entries",
+    rests_on=["T1"],
     subject=theory.probe_variance,
     mutants=[
         wrong.dropped_cross_blocks,
@@ -170,6 +171,7 @@ def _rows(
     "Cov(q_l, q_m) = ‖H_lm‖² ≥ 0 for l ≠ m; summing T2 and T3 over all layers gives the classical Var zᵀHz.",
     formula=r"\operatorname{Cov}(q_l,q_m)=\lVert H_{lm}\rVert^2",
     reason="z_i² z_j² is the only product of the two forms that survives",
+    rests_on=["T2"],
     subject=theory.probe_covariance,
     mutants=[
         wrong.covariance_doubled,
@@ -210,6 +212,7 @@ def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]
     "Rademacher never has the larger variance: the gap to Gaussian is 2 Σ_{i∈l} H_ii².",
     formula=r"\operatorname{Var}_{\mathcal N}q_l-\operatorname{Var}_{\pm1}q_l=2\sum_{i\in l}H_{ii}^2\ge 0",
     reason="T2 at κ = 3 and κ = 1; no variable of unit variance has κ < 1",
+    rests_on=["T2"],
     subject=theory.rademacher_advantage,
     mutants=[
         wrong.advantage_halved,
@@ -240,6 +243,7 @@ def signs_beat_normals(formula: Any, context: Context) -> Iterator[Check]:
     formula=r"\operatorname{Var}q_l=\frac{P}{P+2}\Bigl(2\lVert H_{ll}\rVert^2+\sum_{m\neq l}\lVert H_{lm}\rVert^2\Bigr)"
     r"-\frac{2}{P+2}(\operatorname{tr}H_{ll})^2",
     reason="a normal vector is √(χ²/P) times an independent point of the sphere",
+    rests_on=["T2"],
     subject=theory.sphere_variance,
     mutants=[
         wrong.sphere_as_normal,
