@@ -1,4 +1,4 @@
-"""The README keeps its word: its Python runs, its links lead somewhere, its set-up commands are those that CI runs."""
+"""The README keeps its word: its Python runs, its links lead somewhere, CI runs its commands."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def blocks(language):
 
 
 def test_python_runs_as_a_reader_would_run_it(tmp_path):
-    """All blocks one after another, in a process of their own: torch's default dtype, warnings as errors."""
+    """All blocks in a process of their own: torch's default dtype, warnings as errors."""
     script = tmp_path / "readme.py"
     script.write_text("\n".join(blocks("python")), encoding="utf-8")
     environment = os.environ | {
