@@ -1,14 +1,17 @@
-"""Convolutions and batch norms whose second derivatives cost what the first do: a Hessian product is two gradients.
+"""Convolutions and batch norms whose second derivatives cost what the first do.
 
-y = x ∗ w is bilinear, ⟨g, x ∗ w⟩ trilinear in (x, w, g), and each of the three maps that it defines has the other two
-for derivatives. PyTorch's own second derivative takes detours through transposed copies that cost half as much again;
-that of a batch norm in eval mode, which is w·(x − m)/s + b, through a dozen passes over the batch.
+A Hessian product of such a layer is two gradients. The convolution y = x ∗ w is bilinear, and
+⟨g, x ∗ w⟩ is trilinear in (x, w, g). Each of the three maps that it defines has the other two for
+derivatives. PyTorch's own second derivative goes through transposed copies and costs half as much
+again. A batch norm in eval mode is w·(x − m)/s + b, for whose second derivative PyTorch makes a
+dozen passes over the batch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,14 +19,24 @@ from torch.autograd import Function
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+# --- convolutions -------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Geometry:
-    """What the three maps of one convolution share."""
+    """What the three maps of one convolution share.
+
+    Parameters
+    ----------
+    input_size, weight_size
+        Shapes of x and w.
+    options
+        Stride, padding, dilation, transposed, output padding and groups, as aten takes them.
+    """
 
     input_size: torch.Size
     weight_size: torch.Size
-    options: tuple[Any, ...]  # stride, padding, dilation, transposed, output padding, groups
+    options: tuple[list[int], list[int], list[int], bool, list[int], int]
 
     def slopes(self, g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes at the input and at the weight."""
@@ -33,20 +46,37 @@ class Geometry:
         return at_x, at_w
 
     def slope(self, g: Tensor, x: Tensor | None, w: Tensor | None) -> Tensor:
-        """The slope at the input or at the weight, whichever is None, of which PyTorch reads the size alone."""
+        """The slope at the input or at the weight, whichever is None."""
+        # PyTorch reads the size alone of the one that is None: one entry, expanded, is enough.
         blank = g.new_empty(1)
-        given = (
+        slopes = torch.ops.aten.convolution_backward(
+            g,
             blank.expand(self.input_size) if x is None else x,
             blank.expand(self.weight_size) if w is None else w,
+            None,
+            *self.options,
+            [x is None, w is None, False],
         )
-        mask = [x is None, w is None, False]
-        slopes = torch.ops.aten.convolution_backward(g, *given, None, *self.options, mask)
         wanted: Tensor = slopes[0] if x is None else slopes[1]
         return wanted
 
 
-def _apply(which: Any, a: Tensor, b: Tensor, ctx: Any) -> Tensor:
-    mapped: Tensor = which.apply(a, b, ctx.geometry)
+class _Context(Protocol):
+    """What the three maps keep from forward to backward."""
+
+    geometry: Geometry
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+_Slopes = tuple[Tensor | None, Tensor | None, None]
+
+
+def _apply(which: type[Function], a: Tensor, b: Tensor, geometry: Geometry) -> Tensor:
+    """One of the three maps, with its graph."""
+    mapped: Tensor = which.apply(a, b, geometry)  # type: ignore[no-untyped-call]
     return mapped
 
 
@@ -54,22 +84,21 @@ class _Output(Function):
     """(x, w) ↦ x ∗ w."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.geometry = geometry
         return torch.convolution(x, w, None, *geometry.options)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: _Context, g: Tensor) -> _Slopes:
         x, w = ctx.saved_tensors
         at_x, at_w, _ = ctx.needs_input_grad
-        if (
-            at_x and at_w and not torch.is_grad_enabled()
-        ):  # the last derivative: both at once cost less
+        if at_x and at_w and not torch.is_grad_enabled():
+            # The last derivative: both slopes at once cost less than one after the other.
             return *ctx.geometry.slopes(g, x, w), None
         return (
-            _apply(_AtInput, g, w, ctx) if at_x else None,
-            _apply(_AtWeight, x, g, ctx) if at_w else None,
+            _apply(_AtInput, g, w, ctx.geometry) if at_x else None,
+            _apply(_AtWeight, x, g, ctx.geometry) if at_w else None,
             None,
         )
 
@@ -78,18 +107,18 @@ class _AtInput(Function):
     """(g, w) ↦ the slope at the input."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
+    def forward(ctx: _Context, g: Tensor, w: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(g, w)
         ctx.geometry = geometry
         return geometry.slope(g, None, w)
 
     @staticmethod
-    def backward(ctx: Any, u: Tensor) -> Any:
+    def backward(ctx: _Context, u: Tensor) -> _Slopes:
         g, w = ctx.saved_tensors
         at_g, at_w, _ = ctx.needs_input_grad
         return (
-            _apply(_Output, u, w, ctx) if at_g else None,
-            _apply(_AtWeight, u, g, ctx) if at_w else None,
+            _apply(_Output, u, w, ctx.geometry) if at_g else None,
+            _apply(_AtWeight, u, g, ctx.geometry) if at_w else None,
             None,
         )
 
@@ -98,18 +127,18 @@ class _AtWeight(Function):
     """(x, g) ↦ the slope at the weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
+    def forward(ctx: _Context, x: Tensor, g: Tensor, geometry: Geometry) -> Tensor:
         ctx.save_for_backward(x, g)
         ctx.geometry = geometry
         return geometry.slope(g, x, None)
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> Any:
+    def backward(ctx: _Context, v: Tensor) -> _Slopes:
         x, g = ctx.saved_tensors
         at_x, at_g, _ = ctx.needs_input_grad
         return (
-            _apply(_AtInput, g, v, ctx) if at_x else None,
-            _apply(_Output, x, v, ctx) if at_g else None,
+            _apply(_AtInput, g, v, ctx.geometry) if at_x else None,
+            _apply(_Output, x, v, ctx.geometry) if at_g else None,
             None,
         )
 
@@ -118,31 +147,33 @@ def _convolution(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
+    """The signature of torch.conv1d, conv2d and conv3d, by the maps above."""
     dimensions = w.ndim - 2
 
-    def each(option: Any) -> list[int]:
-        return (
-            [option] * dimensions
-            if isinstance(option, int)
-            else list(option) * (dimensions // len(option))
-        )
+    def each(option: int | Sequence[int]) -> list[int]:
+        """One number for each dimension."""
+        values = [option] if isinstance(option, int) else list(option)
+        return values * (dimensions // len(values))
 
     options = (each(stride), each(padding), each(dilation), False, each(0), groups)
-    y: Tensor = _Output.apply(x, w, Geometry(x.shape, w.shape, options))  # type: ignore[no-untyped-call]
+    y = _apply(_Output, x, w, Geometry(x.shape, w.shape, options))
     return y if bias is None else y + bias.reshape(-1, *[1] * dimensions)
 
 
+# --- batch norm in eval mode --------------------------------------------------------------------
+
+
 class _Normalised(Function):
-    """(x − m, w, b) ↦ w·(x − m)/s + b, with the digits of PyTorch's batch norm of x, in plain second derivatives."""
+    """(x − m, w, b) ↦ w·(x − m)/s + b, with the digits of PyTorch's batch norm of x."""
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: _Context,
         centred: Tensor,
         w: Tensor,
         b: Tensor,
@@ -152,19 +183,22 @@ class _Normalised(Function):
         eps: float,
     ) -> Tensor:
         ctx.save_for_backward(centred, w, (variance + eps).rsqrt())
+        # PyTorch's own digits: one unit that rounding switches on would change the matrix.
         return torch.batch_norm(
             x, w, b, mean, variance, False, 0.0, eps, torch.backends.cudnn.enabled
         )
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> Any:
+    def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
         centred, w, scale = ctx.saved_tensors
-        others = [d for d in range(g.ndim) if d != 1]
+        others = [axis for axis in range(g.ndim) if axis != 1]
         at_centred = g * _of_channels(w * scale, g) if ctx.needs_input_grad[0] else None
-        return at_centred, scale * (g * centred).sum(others), g.sum(others), None, None, None, None
+        at_w = scale * (g * centred).sum(others)
+        return at_centred, at_w, g.sum(others), None, None, None, None
 
 
 def _of_channels(values: Tensor, like: Tensor) -> Tensor:
+    """One value for each channel, spread over the axes behind that of the channels."""
     return values.reshape(-1, *[1] * (like.ndim - 2))
 
 
@@ -178,21 +212,27 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
+    """The signature of F.batch_norm, in eval mode."""
     centred = x - _of_channels(running_mean, x)
-    y: Tensor = _Normalised.apply(centred, weight, bias, x.detach(), running_mean, running_var, eps)  # type: ignore[no-untyped-call]
+    y: Tensor = _Normalised.apply(  # type: ignore[no-untyped-call]
+        centred, weight, bias, x.detach(), running_mean, running_var, eps
+    )
     return y
 
 
+# --- where they are used ------------------------------------------------------------------------
+
+
 class BilinearLayers(TorchFunctionMode):
-    """Within it, layers of the forward pass are these; all that they do not cover stays PyTorch's."""
+    """Within it, layers of the forward pass are these; all others stay PyTorch's."""
 
     def __torch_function__(
         self,
-        func: Any,
-        types: Any,
+        func: Callable[..., object],
+        types: Iterable[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    ) -> object:
         kwargs = kwargs or {}
         if func in _CONVOLUTIONS and _is_plain(*args, **kwargs):
             return _convolution(*args, **kwargs)
@@ -204,31 +244,31 @@ class BilinearLayers(TorchFunctionMode):
 _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 
-def _is_affine(
-    x: Any = None,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    training: Any = False,
-    momentum: Any = 0.1,
-    eps: Any = 1e-5,
-) -> bool:
-    """In eval mode, with statistics, weight and bias, all in one real dtype, and no autocast at work."""
-    of_channels = (running_mean, running_var, weight, bias)
-    if (
-        training
-        or type(x) is not Tensor
-        or not all(isinstance(tensor, Tensor) for tensor in of_channels)
-    ):
+def _is_plain(x: object = None, w: object = None, *args: object, **options: object) -> bool:
+    """A batch and a weight given by position, both real; padding in numbers; no autocast."""
+    if type(x) is not Tensor or not isinstance(w, Tensor):
         return False
-    same = x.is_floating_point() and all(tensor.dtype == x.dtype for tensor in of_channels)
-    return same and not torch.is_autocast_enabled(x.device.type)
-
-
-def _is_plain(x: Any = None, w: Any = None, *args: Any, **options: Any) -> bool:
-    """A batch and a weight given by position, both real, the padding in numbers, and no autocast at work."""
-    if type(x) is not Tensor or not isinstance(w, Tensor) or x.ndim != w.ndim or x.is_complex():
+    if x.ndim != w.ndim or x.is_complex():
         return False
+    # The third of the arguments behind x and w: bias, stride, padding.
     padding = args[2] if len(args) > 2 else options.get("padding", 0)
     return not isinstance(padding, str) and not torch.is_autocast_enabled(x.device.type)
+
+
+def _is_affine(
+    x: object = None,
+    running_mean: object = None,
+    running_var: object = None,
+    weight: object = None,
+    bias: object = None,
+    training: object = False,
+    momentum: object = 0.1,
+    eps: object = 1e-5,
+) -> bool:
+    """In eval mode, with statistics, weight and bias, all in one real dtype; no autocast."""
+    if training or type(x) is not Tensor or not x.is_floating_point():
+        return False
+    of_channels = (running_mean, running_var, weight, bias)
+    if not all(isinstance(tensor, Tensor) and tensor.dtype == x.dtype for tensor in of_channels):
+        return False
+    return not torch.is_autocast_enabled(x.device.type)

@@ -1,78 +1,102 @@
-"""Which operations are linear, piecewise linear or products: does any bend the outputs in one parameter?"""
+"""Which operations are linear, piecewise linear or products in a parameter."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import reduce
 from operator import or_
-from typing import Any
 
 from torch import Tensor
+from torch.autograd.graph import Node
 
-from hesstheory.autograd.graph import parents_first
+from hesstheory.autograd.graph import (
+    is_in_train_mode,
+    leaf_of,
+    operation,
+    parents_first,
+    user_function,
+)
 
 _LINEAR = frozenset(
-    """AccumulateGrad Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose Squeeze
-    Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind Clone ToCopy Alias
-    AsStrided Diagonal AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D MkldnnAdaptiveAvgPool2D ConstantPadNd
-    Roll Flip Repeat Unfold Im2Col Col2Im Embedding UpsampleNearest2D UpsampleBilinear2D PixelShuffle PixelUnshuffle
-    Cumsum MaskedFill ReflectionPad2D ReplicationPad2D Movedim Swapaxes Detach""".split()  # noqa: SIM905
+    """Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose
+    Squeeze Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind
+    Clone ToCopy Alias AsStrided Diagonal AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D
+    MkldnnAdaptiveAvgPool2D ConstantPadNd Roll Flip Repeat Unfold Im2Col Col2Im Embedding
+    UpsampleNearest2D UpsampleBilinear2D PixelShuffle PixelUnshuffle Cumsum MaskedFill
+    ReflectionPad2D ReplicationPad2D Movedim Swapaxes Detach""".split()  # noqa: SIM905
 )
 
 _PIECEWISE = frozenset(
-    """Relu LeakyRelu Threshold Hardtanh Clamp ClampMin ClampMax Abs MaxPool2DWithIndices MaxPool3DWithIndices
-    AdaptiveMaxPool2D AdaptiveMaxPool3D Max Min Amax Amin Maximum Minimum Sort Topk Where Hardshrink
-    Softshrink""".split()  # noqa: SIM905
+    """Relu LeakyRelu Threshold Hardtanh Clamp ClampMin ClampMax Abs MaxPool2DWithIndices
+    MaxPool3DWithIndices AdaptiveMaxPool2D AdaptiveMaxPool3D Max Min Amax Amin Maximum Minimum Sort
+    Topk Where Hardshrink Softshrink""".split()  # noqa: SIM905
 )
 
 _PRODUCTS = frozenset(
-    """Mul Mm Bmm Addmm Addbmm Baddbmm Mv Addmv Dot Linear Convolution MkldnnConvolution NativeBatchNorm CudnnBatchNorm
-    PreluKernel""".split()  # noqa: SIM905
+    """Mul Mm Bmm Addmm Addbmm Baddbmm Mv Addmv Dot Linear Convolution MkldnnConvolution
+    NativeBatchNorm CudnnBatchNorm PreluKernel""".split()  # noqa: SIM905
 )
 
 
-def obstacle(outputs: Tensor) -> tuple[Any, str] | None:
-    """The first operation that bends the outputs in a single parameter, with the reason; None where there is none.
+def obstacle(outputs: Tensor) -> tuple[Node, str] | None:
+    """The first operation by which outputs may be nonlinear in a single parameter.
 
-    An operation is affine in each parameter if it is linear, or piecewise so, in what depends on parameters, or a
-    product of factors that depend on different ones.
+    An operation is affine in each parameter in three cases. It is linear, it is piecewise linear,
+    or it is a product of factors that depend on different parameters.
+
+    Parameters
+    ----------
+    outputs
+        Outputs of a model, with their graph.
+
+    Returns
+    -------
+    tuple[Node, str] | None
+        The node of the operation and the reason in words; None where there is none.
     """
+    # Sets of parameters as the bits of an integer: unions and overlaps cost one operation each.
     bits: dict[int, int] = {}
-    depends: dict[Any, int] = {None: 0}
+    depends: dict[Node | None, int] = {None: 0}
     for node in parents_first(outputs.grad_fn):
+        if (leaf := leaf_of(node)) is not None:
+            depends[node] = 1 << bits.setdefault(id(leaf), len(bits))
+            continue
         operands = [depends[parent] for parent, _ in node.next_functions]
-        name = node.name().partition("Backward")[0].rpartition("::")[2].rstrip("0123456789")
-        if name.endswith("AccumulateGrad"):
-            depends[node] = 1 << bits.setdefault(id(node.variable), len(bits))
-            continue
-        union = reduce(or_, operands, 0)
-        depends[node] = union
-        if union and hasattr(type(node), "_forward_cls"):
-            return (
-                node,
-                f"the graph does not show what {name}, a torch.autograd.Function of your own, does",
-            )
-        if not union or name in _LINEAR or name in _PIECEWISE:
-            continue
-        if name == "Div" and len(operands) > 1 and not operands[1]:
-            continue
-        if name == "CopySlices":
-            return (
-                node,
-                f"{name}, an operation in place on a view, hides what it does (write it out of place)",
-            )
-        if name not in _PRODUCTS and not (name == "Div" and len(operands) == 1):
-            return node, f"{name} is not known to be piecewise linear"
-        if getattr(node, "_saved_training", False):
-            return (
-                node,
-                f"{name} is in train mode and divides by a deviation that depends on parameters",
-            )
-        seen = 0
-        for operand in operands:
-            if seen & operand:
-                return (
-                    node,
-                    f"{name} multiplies two values that depend on the same parameters (a tie in series?)",
-                )
-            seen |= operand
+        if reason := _why_not_affine(node, operands):
+            return node, reason
+        depends[node] = reduce(or_, operands, 0)
     return None
+
+
+def _why_not_affine(node: Node, operands: Sequence[int]) -> str:
+    """Why a node may bend in a parameter that its operands depend on; empty where it does not."""
+    name = operation(node)
+    if not any(operands):
+        return ""
+    if user_function(node) is not None:
+        return f"the graph does not show what {name}, a torch.autograd.Function of your own, does"
+    if name in _LINEAR or name in _PIECEWISE:
+        return ""
+    if name == "Div" and not any(operands[1:]):  # by a constant
+        return ""
+    if name == "CopySlices":
+        return (
+            f"{name}, an operation in place on a view, hides what it does (write it out of place)"
+        )
+    if name not in _PRODUCTS:
+        return f"{name} is not known to be piecewise linear"
+    if is_in_train_mode(node):
+        return f"{name} is in train mode and divides by a deviation that depends on parameters"
+    if _overlap(operands):
+        return f"{name} multiplies two values that depend on the same parameters (a tie in series?)"
+    return ""
+
+
+def _overlap(sets: Sequence[int]) -> bool:
+    """Whether any two sets of bits have one in common."""
+    seen = 0
+    for some in sets:
+        if seen & some:
+            return True
+        seen |= some
+    return False

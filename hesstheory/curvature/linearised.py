@@ -5,25 +5,37 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesstheory.autograd.graph import check_twice_differentiable, graph_leaves, graph_values
+from hesstheory.autograd.graph import (
+    check_twice_differentiable,
+    differentiating,
+    graph_leaves,
+    graph_values,
+)
 from hesstheory.autograd.layers import BilinearLayers
-from hesstheory.autograd.products import CHUNK_ELEMENTS, chunks, gradients_of, vjp
+from hesstheory.autograd.products import chunks, columns_at_once, gradients_of, vjp
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
 
-# One batch, differentiated once with its graph kept: maps tangents (one per parameter, K leading, None for zero) to the
-# rows of the product that the wanted parameters hold (None for zero).
+# Tangents (one per parameter, K leading, None for zero) and the numbers of the wanted parameters,
+# mapped to the rows of the product that those parameters hold (None for zero).
 Pull = Callable[[Sequence[Tensor | None], Sequence[int]], list[Tensor | None]]
 
 
 @dataclass(frozen=True)
 class Push:
-    """One linearised batch; `elements` is the size of the values on its graph, which a chunk multiplies."""
+    """Products with one linearised batch.
+
+    Parameters
+    ----------
+    pull
+        The product itself, see `Pull`.
+    elements
+        Number of values on the graph. A chunk of K columns holds K times as many.
+    """
 
     pull: Pull
     elements: int
@@ -34,7 +46,7 @@ class Push:
         return self.pull(tangents, wanted)
 
     def chunks(self, num_columns: int, num_params: int) -> Iterator[slice]:
-        """Columns to push at once: one where the graph is large, many where the overhead of a pass is all there is."""
+        """Columns to push at once, fewer where the graph or the parameters are large."""
         return chunks(num_columns, max(num_params, self.elements))
 
 
@@ -42,6 +54,7 @@ Linearise = Callable[[Problem, Batch], Push]
 
 
 def linearised_hessian(problem: Problem, batch: Batch) -> Push:
+    """Products with the Hessian of the loss of one batch, by reverse over reverse."""
     params = list(problem.params.values())
     with _layers(problem):
         loss = problem.loss(batch)
@@ -54,13 +67,16 @@ def linearised_hessian(problem: Problem, batch: Batch) -> Push:
 
 
 def linearised_ggn(problem: Problem, batch: Batch) -> Push:
+    """Products Jᵀ (∂²loss/∂f²) J v with the Gauss-Newton matrix of one batch."""
     params = list(problem.params.values())
-    outputs, leaf, slope = _loss_slope(problem, batch)
+    outputs = _output_tensor(problem, batch)
+    leaf, slope = loss_slope(problem, outputs, batch)
     dummy = torch.zeros_like(outputs, requires_grad=True)
     pulled = gradients_of(outputs, params, create_graph=True, grad_outputs=dummy)
 
     def push(tangents: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Tensor | None]:
-        (pushed,) = vjp(pulled, tangents, [dummy])  # J v: the pull-back u ↦ Jᵀu is linear in u
+        # J v without forward mode: the pull-back u ↦ Jᵀu is linear in u, its transpose is J.
+        (pushed,) = vjp(pulled, tangents, [dummy])
         (bent,) = vjp([slope], [pushed], [leaf])
         return vjp([outputs], [bent], [params[j] for j in wanted])
 
@@ -68,11 +84,12 @@ def linearised_ggn(problem: Problem, batch: Batch) -> Push:
 
 
 def linearised_residual(problem: Problem, batch: Batch) -> Push:
+    """Products with the Hessian of ⟨∂loss/∂f, f⟩, the slope held fixed, of one batch."""
     params = list(problem.params.values())
     with _layers(problem):
-        outputs, leaf, slope = _loss_slope(problem, batch)
-    check_no_penalty(problem, problem.loss_of(leaf, batch))
-    linear = outputs.mul(0.0 if slope is None else slope.detach()).sum()
+        outputs = _output_tensor(problem, batch)
+        _, slope = loss_slope(problem, outputs, batch, no_penalty=True)
+    linear = outputs.mul(slope.detach()).sum()
     gradients = gradients_of(linear, params, create_graph=True)
     return Push(
         lambda tangents, wanted: vjp(gradients, tangents, [params[j] for j in wanted]),
@@ -80,31 +97,66 @@ def linearised_residual(problem: Problem, batch: Batch) -> Push:
     )
 
 
-def _layers(problem: Problem) -> AbstractContextManager[Any]:
-    """Faster convolutions and batch norms where products come one by one: they have no rule for a batch of products."""
-    return BilinearLayers() if problem.num_params > CHUNK_ELEMENTS // 2 else nullcontext()
+def _layers(problem: Problem) -> AbstractContextManager[object]:
+    """Faster convolutions and batch norms, which have no rule for a batch of products."""
+    return BilinearLayers() if columns_at_once(problem.num_params) == 1 else nullcontext()
 
 
-def _loss_slope(problem: Problem, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The outputs, a leaf of the same values, and the slope ∂loss/∂leaf with its graph."""
+def _output_tensor(problem: Problem, batch: Batch) -> Tensor:
+    """The outputs of a batch with their graph, which must be one tensor."""
     outputs = problem.outputs(batch)
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"the Gauss-Newton matrix needs one output tensor, the model returns {type(outputs).__name__}: "
-            "wrap the model so that it returns its logits"
+            "the Gauss-Newton matrix needs one output tensor, the model returns "
+            f"{type(outputs).__name__}: wrap the model so that it returns its logits"
         )
+    check_twice_differentiable(outputs)
+    return outputs
+
+
+def loss_slope(
+    problem: Problem, outputs: Tensor, batch: Batch, *, no_penalty: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The slope ∂loss/∂f at given outputs f of one batch, with its graph.
+
+    Parameters
+    ----------
+    problem
+        The loss is its loss.
+    outputs
+        Outputs f of the batch. Their graph, if any, is cut off.
+    batch
+        `(inputs, targets)`.
+    no_penalty
+        Refuse a loss that depends on parameters by itself.
+
+    Returns
+    -------
+    tuple[Tensor, Tensor]
+        A leaf with the values of `outputs`, and the slope at it, zero where the loss does not
+        depend on the outputs. Both have the shape of `outputs`.
+
+    Raises
+    ------
+    NotTwiceDifferentiable
+        The loss uses a function whose second derivative PyTorch takes for zero.
+    ValueError
+        The loss is not a finite number, or `no_penalty` and it reads parameters.
+    """
     leaf = outputs.detach().requires_grad_()
     loss = problem.loss_of(leaf, batch)
-    check_twice_differentiable(outputs)
     check_twice_differentiable(loss)
-    (slope,) = gradients_of(loss, [leaf], create_graph=True)
-    return outputs, leaf, slope
+    if no_penalty:
+        check_no_penalty(problem, loss)
+    with differentiating():
+        (slope,) = gradients_of(loss, [leaf], create_graph=True)
+    return leaf, torch.zeros_like(leaf) if slope is None else slope
 
 
 def check_no_penalty(problem: Problem, loss: Tensor) -> None:
-    """Raises ValueError where a loss of outputs that were cut off depends on parameters all the same."""
+    """Raises ValueError where a loss of outputs that were cut off depends on parameters."""
     if graph_leaves(loss) & {id(p) for p in problem.params.values()}:
         raise ValueError(
-            "loss_fn reads parameters of the model by itself: H − G then holds more than the residual; use "
-            "hessian(problem) - ggn(problem), or let the model return the penalty"
+            "loss_fn reads parameters of the model by itself: H − G then holds more than the "
+            "residual; use hessian(problem) - ggn(problem), or let the model return the penalty"
         )

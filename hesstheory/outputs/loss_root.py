@@ -11,10 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hesstheory.autograd.graph import check_twice_differentiable, differentiating
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import generic
-from hesstheory.curvature.linearised import check_no_penalty
+from hesstheory.curvature.linearised import loss_slope
 from hesstheory.problem.batches import Batch, to_double
 from hesstheory.problem.risk import Problem
 
@@ -74,13 +73,7 @@ def _loss_slope(
 
 
 def _slope(problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False) -> _LossSlope:
-    leaf = outputs.clone().requires_grad_()
-    loss = problem.loss_of(leaf, batch)
-    check_twice_differentiable(loss)
-    if no_penalty:
-        check_no_penalty(problem, loss)
-    with differentiating():
-        (slope,) = torch.autograd.grad(loss, [leaf], create_graph=True)
+    leaf, slope = loss_slope(problem, outputs, batch, no_penalty=no_penalty)
     return _LossSlope(slope.reshape(len(leaf), -1), leaf, batch)
 
 

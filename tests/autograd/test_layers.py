@@ -136,7 +136,7 @@ def test_a_large_network_is_multiplied_as_a_small_one(matrix, generator, monkeyp
     monkeypatch.setattr(BilinearLayers, "__enter__", _noting(BilinearLayers.__enter__, entered))
     found = matrix(problem) @ v
     assert entered, "a network of this size is meant to be large"
-    monkeypatch.setattr("hesstheory.curvature._CHUNK_ELEMENTS", 10 * problem.num_params)
+    monkeypatch.setattr("hesstheory.autograd.products.CHUNK_ELEMENTS", 10 * problem.num_params)
     expected = matrix(problem) @ v
     assert len(entered) == 1
     assert (found - expected).norm() <= 1e-12 * expected.norm()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import hesstheory.logit_space
+import hesstheory.outputs.traces
 from hesstheory import (
     LogitProbeTrace,
     Problem,
@@ -24,6 +24,7 @@ from hesstheory import (
 from hesstheory.autograd.rows import Trial, apart_by_graph
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import linearised
+from hesstheory.run.streams import stream
 
 N = 8
 
@@ -294,8 +295,8 @@ def test_many_samples_that_meet_where_only_derivatives_show_it(coupling, offset,
 
 
 def test_little_memory_cuts_no_batch_whose_samples_meet(monkeypatch):
-    monkeypatch.setattr(hesstheory.logit_space, "_LITTLE", 0)
-    monkeypatch.setattr(hesstheory.logit_space, "free_memory", lambda device: 4000)
+    monkeypatch.setattr(hesstheory.outputs.traces, "_LITTLE", 0)
+    monkeypatch.setattr(hesstheory.outputs.traces, "free_memory", lambda device: 4000)
 
     def grouped(h):
         same = (torch.arange(len(h))[:, None] // 3 == torch.arange(len(h)) // 3).to(h)
