@@ -7,10 +7,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from hesstheory.run.sources import sources_reached
 
 
 def provenance(command: str) -> dict[str, str]:
@@ -31,8 +34,48 @@ def provenance(command: str) -> dict[str, str]:
     }
 
 
+def fingerprint_of(module: str, data: Sequence[str | os.PathLike[str]] = ()) -> str:
+    """Hash of what a module computes with: code, data files and versions of the libraries.
+
+    Comments and docstrings do not count, imports inside functions do.
+
+    Parameters
+    ----------
+    module
+        Dotted name of a module, such as `hesstheory_validation.variance.claims`. It need not be imported.
+    data
+        Files that the module reads. Their bytes count, the folder that they lie in does not.
+
+    Returns
+    -------
+    str
+        Sixteen hexadecimal digits.
+
+    Raises
+    ------
+    ValueError
+        If there is no such module, or no file of that name.
+
+    See Also
+    --------
+    hesstheory.run.sources.sources_reached : what is followed, and what is not.
+    """
+    sources = sources_reached(module)
+    if module not in sources:
+        raise ValueError(f"no source of {module!r}: name a module that can be imported")
+    digest = hashlib.sha256()
+    for name, code in sorted(sources.items()):
+        digest.update(f"{name}\0{code}\0".encode())
+    for path in map(Path, data):
+        if not path.is_file():
+            raise ValueError(f"no data file {path}: fetch it first, or leave it out")
+        digest.update(f"{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
+    digest.update(_versions())
+    return _short(digest)
+
+
 def fingerprint(*packages: str) -> str:
-    """Hash of the sources of the named packages and of the versions that they compute with."""
+    """Hash of all source files of the named packages, and of the versions of the libraries that they compute with."""
     digest = hashlib.sha256()
     for package in packages:
         root = Path(str(sys.modules[package].__file__)).parent
@@ -40,9 +83,17 @@ def fingerprint(*packages: str) -> str:
             digest.update(
                 f"{package}/{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes()
             )
-    for library in ("torch", "numpy", "sympy", "scikit-learn"):
-        digest.update(_version(library).encode())
-    return digest.hexdigest()[:16]
+    digest.update(_versions())
+    return _short(digest)
+
+
+def _versions() -> bytes:
+    """Versions of the libraries whose numbers go into results."""
+    return "".join(map(_version, ("torch", "numpy", "sympy", "scikit-learn"))).encode()
+
+
+def _short(digest: hashlib._Hash) -> str:
+    return digest.hexdigest()[:16]  # 64 bits: no two of a million states of the code are alike
 
 
 def _version(package: str) -> str:
