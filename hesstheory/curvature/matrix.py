@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,18 +10,16 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from hesstheory.autograd.graph import second_derivatives
-from hesstheory.autograd.products import MAX_CHUNK, side_by_side, unit_tangents
+from hesstheory.autograd.products import fits_one_chunk
+from hesstheory.curvature import sums
 from hesstheory.curvature.limits import check_dense_fits, check_finite, checked_columns
 from hesstheory.curvature.linearised import (
-    Linearise,
     Push,
     linearised_ggn,
     linearised_hessian,
     linearised_residual,
 )
 from hesstheory.problem.risk import Problem
-from hesstheory.run.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,25 +27,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Curvature:
-    """A symmetric P×P matrix Σ_i c_i M_i of a problem, known through its products.
+    """A symmetric P×P matrix C = Σ_i c_i M_i of a problem, known through its products.
 
-    `C @ V` takes a vector or a P×K matrix in the dtype and on the device of the model; `A - B` subtracts. Exact
-    matrices (`to_dense`, `block`, `block_norms`) are float64 whatever the model, in the order of `problem.params`.
+    `C @ V` takes a vector or a P×K matrix in the dtype and on the device of the model. `A - B`
+    and `A + B` need the same Problem object. Dense matrices (`to_dense`, `block`, `block_norms`)
+    are float64 for every model. Rows and columns are in the order of `problem.params`.
+
+    Parameters
+    ----------
+    problem
+        The risk.
+    terms
+        Pairs of c_i and what linearises a batch for M_i, as `hessian` and `ggn` write them.
+
+    Raises
+    ------
+    ValueError
+        From any product: wrong shape, dtype or device, or a result that is not finite.
+    MemoryError
+        From any dense matrix that does not fit, with its bytes.
+    NotTwiceDifferentiable
+        From any product: an operation has no second derivative.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from hesstheory import Problem, ggn, hessian
+    >>> with torch.random.fork_rng():  # a fresh layer draws its weights
+    ...     model = nn.Linear(2, 1, bias=False)
+    >>> half_square = lambda outputs, targets: (outputs - targets).square().mean() / 2
+    >>> problem = Problem(model, half_square, [(torch.eye(2), torch.ones(2, 1))])
+    >>> H = hessian(problem)
+    >>> H.to_dense().tolist()
+    [[0.5, 0.0], [0.0, 0.5]]
+    >>> (H @ torch.tensor([1.0, 4.0])).tolist()
+    [0.5, 2.0]
+    >>> (H - ggn(problem)).to_dense().tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
     """
 
     problem: Problem
-    terms: tuple[tuple[float, Linearise], ...]
+    terms: sums.Terms
 
     @property
     def shape(self) -> tuple[int, int]:
+        """(P, P)."""
         return (self.problem.num_params, self.problem.num_params)
 
     def __repr__(self) -> str:
         signs = " ".join(
-            f"{coefficient:+g}·{getattr(term, '__name__', term)}"
+            f"{coefficient:+g}·{getattr(term, '__name__', str(term)).removeprefix('linearised_')}"
             for coefficient, term in self.terms
         )
-        return f"Curvature({signs.replace('_linearised_', '')}, {self.problem!r})"
+        return f"Curvature({signs}, {self.problem!r})"
 
     def __sub__(self, other: Curvature) -> Curvature:
         return self + Curvature(other.problem, tuple((-c, term) for c, term in other.terms))
@@ -55,188 +88,250 @@ class Curvature:
     def __add__(self, other: Curvature) -> Curvature:
         if other.problem is not self.problem:
             raise ValueError(
-                "the two matrices belong to different problems: build both from the same Problem object"
+                "the two matrices belong to different problems: "
+                "build both from the same Problem object"
             )
         return Curvature(self.problem, self.terms + other.terms)
 
     def __matmul__(self, V: Float[Tensor, " params"] | Float[Tensor, "params columns"]) -> Tensor:
         """Product with one vector or with many columns; one graph per batch serves all columns."""
         columns = checked_columns(self.problem, V, copies=2)
-        params, out = list(self.problem.params.values()), torch.zeros_like(columns)
-        for weight, push in self.pushes():
-            for chunk in push.chunks(len(columns), self.problem.num_params):
-                rows = push(self.tangents(columns[chunk]), range(len(params)))
-                out[chunk] += weight * side_by_side(rows, params, len(out[chunk]))
+        out = sums.products(self.problem, self.terms, columns)
         check_finite(out)
         return out[0] if V.ndim == 1 else out.mT
 
     def quadratic_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
-        """q_l = z_lᵀ(Cz)_l of every probe and block, in float64, without holding a product for longer than a chunk.
-
-        Signs may come as int8, which is cast chunk by chunk.
-        """
-        everything = range(len(self.problem.params))
-        return self._forms(Z, [everything])
+        """Forms q_l = z_lᵀ(Cz)_l of every probe and block, in float64; signs may come as int8."""
+        return self._forms(Z, [range(len(self.problem.params))])
 
     def separated_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
-        """q_l = z_lᵀ C_ll z_l of every probe and block: a product for each block, through what depends on it alone."""
-        order = {name: j for j, name in enumerate(self.problem.params)}
-        return self._forms(
-            Z, [[order[name] for name in names] for names in self.problem.partition.blocks.values()]
-        )
-
-    def _forms(self, Z: Tensor, parts: Sequence[Sequence[int]]) -> Tensor:
-        """Forms by block, from a product for each part of the tensors, with the probe cut to that part."""
-        problem, columns = (
-            self.problem,
-            checked_columns(self.problem, Z, (self.problem.dtype, torch.int8)),
-        )
-        of_tensor = columns.new_zeros(len(columns), len(problem.params), dtype=torch.float64)
-        for weight, push in self.pushes():
-            for chunk in push.chunks(len(columns), problem.num_params):
-                tangents = self.tangents(columns[chunk])
-                for part in parts:
-                    only = [tangent if j in part else None for j, tangent in enumerate(tangents)]
-                    for j, row in zip(part, push(only, part), strict=True):
-                        if row is not None:
-                            form = (
-                                (row * tangents[j])
-                                .reshape(len(row), -1)
-                                .sum(1, dtype=torch.float64)
-                            )
-                            of_tensor[chunk, j] += weight * form
-        check_finite(of_tensor)
-        return of_tensor @ _membership(problem).to(of_tensor)
+        """Forms q_l = z_lᵀ C_ll z_l of every probe and block, one product for each block."""
+        return self._forms(Z, [self._numbers(block) for block in self.problem.partition.blocks])
 
     def to_dense(self) -> Float[Tensor, "params params"]:
-        """The matrix itself in float64; raises MemoryError, with the bytes, where it cannot be held."""
+        """The matrix itself in float64."""
         problem = self.problem
         check_dense_fits(problem.num_params, problem.device)
         if problem.dtype != torch.float64:
             return Curvature(problem.double(), self.terms).to_dense()
-        tensors = range(len(problem.params))
-        # Symmetric: rows of tensor i need only the columns from i on. Few parameters: one chunk beats the saving.
         dense = next(iter(problem.params.values())).new_zeros(self.shape)
-        if problem.num_params <= MAX_CHUNK:
-            self._add_rows(dense, tensors, tensors)
+        everything = range(len(problem.params))
+        if fits_one_chunk(problem.num_params):
+            # Few parameters: one chunk costs less than what symmetry saves.
+            sums.add_rows(problem, self.terms, dense, everything, everything)
         else:
-            for i in tensors:
-                start, stop = list(problem.offsets.values())[i]
-                self._add_rows(dense[start:stop, start:], [i], tensors[i:])
+            for i, (start, stop) in enumerate(problem.offsets.values()):
+                # By symmetry the rows of tensor i need the columns from i on alone.
+                upper = dense[start:stop, start:]
+                sums.add_rows(problem, self.terms, upper, [i], everything[i:])
                 dense[stop:, start:stop] = dense[start:stop, stop:].mT
         check_finite(dense)
         return dense
 
     def block(self, l: str, m: str) -> Float[Tensor, "block_l block_m"]:
-        """The block C_lm in float64, from as many products as the smaller of the two blocks has parameters."""
-        problem, order = self.problem, {name: i for i, name in enumerate(self.problem.params)}
-        rows, columns = ([order[name] for name in problem.tensors_of(block)] for block in (l, m))
+        """The block C_lm in float64, from as many products as the smaller block has parameters."""
+        problem = self.problem
+        of_l = self._numbers(l)
+        of_m = self._numbers(m)
         if problem.dtype != torch.float64:
             return Curvature(problem.double(), self.terms).block(l, m)
-        sizes = [len(problem.index[block]) for block in (l, m)]
-        check_dense_fits(int((sizes[0] * sizes[1]) ** 0.5) + 1, problem.device)
-        block = self._rows(rows, columns) if sizes[0] <= sizes[1] else self._rows(columns, rows).mT
+        num_rows = len(problem.index[l])
+        num_columns = len(problem.index[m])
+        if num_rows > num_columns:  # symmetric
+            return self.block(m, l).mT
+        check_dense_fits(int((num_rows * num_columns) ** 0.5) + 1, problem.device)
+        zeros = next(iter(problem.params.values())).new_zeros(num_rows, num_columns)
+        block = sums.add_rows(problem, self.terms, zeros, of_l, of_m)
         check_finite(block)
         return block
 
     def block_norms(self) -> pd.DataFrame:
-        """Frobenius norms ‖C_lm‖ as a labelled L×L table."""
+        """Frobenius norms ‖C_lm‖ as a labelled L×L table, from the dense matrix."""
         import pandas as pd
 
-        of_block = _membership(self.problem, per_parameter=True)
-        dense = self.to_dense().cpu()
+        of_block = sums.membership_of_parameters(self.problem)
+        norms = (of_block.mT @ self.to_dense().cpu().square() @ of_block).sqrt()
         names = list(self.problem.partition.blocks)
-        norms = (of_block.mT @ dense.square() @ of_block).sqrt()
         return pd.DataFrame(norms.numpy(), index=names, columns=names)
 
     def trace_by_block(self) -> pd.Series[float]:
         """Exact traces tr C_ll by block, from the dense diagonal blocks."""
         import pandas as pd
 
-        return pd.Series(
-            {
-                block: float(self.block(block, block).trace())
-                for block in self.problem.partition.blocks
-            }
-        )
-
-    # --- machinery --------------------------------------------------------------------------------------------------
+        blocks = self.problem.partition.blocks
+        return pd.Series({name: float(self.block(name, name).trace()) for name in blocks})
 
     def pushes(self) -> Iterator[tuple[float, Push]]:
-        """Weighted linearisations, one batch and term at a time, so that one graph is alive at a time."""
-        keep_freed_memory()
-        for weight, batch in zip(self.problem.weights, self.problem.batches, strict=True):
-            for coefficient, linearise in self.terms:
-                with second_derivatives():
-                    push = linearise(self.problem, batch)
-                yield coefficient * weight, push
+        """Weighted linearisations, one batch and term at a time, so that one graph is alive."""
+        return sums.pushes(self.problem, self.terms)
 
-    def tangents(self, columns: Real[Tensor, "columns params"]) -> list[Tensor]:
-        """Rows of a K×P matrix cut into one K×shape tensor per parameter, in the dtype of the model."""
-        problem = self.problem
-        return [
-            columns[:, start:stop].to(problem.dtype).reshape(len(columns), *p.shape)
-            for (start, stop), p in zip(
-                problem.offsets.values(), problem.params.values(), strict=True
-            )
-        ]
+    def _forms(self, Z: Tensor, parts: list[range] | list[list[int]]) -> Tensor:
+        """Forms by block, once the probes are found fit."""
+        columns = checked_columns(self.problem, Z, (self.problem.dtype, torch.int8))
+        found = sums.forms(self.problem, self.terms, columns, parts)
+        check_finite(found)
+        return found
 
-    def _rows(self, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """Rows of the given tensors, restricted to the columns of the given tensors; dense."""
-        params = list(self.problem.params.values())
-        shape = [sum(params[i].numel() for i in some) for some in (rows, columns)]
-        return self._add_rows(params[0].new_zeros(shape), rows, columns)
+    def _numbers(self, block: str) -> list[int]:
+        """Numbers of the tensors of a block among all parameters."""
+        order = list(self.problem.params)
+        return [order.index(name) for name in self.problem.tensors_of(block)]
 
-    def _add_rows(self, out: Tensor, rows: Sequence[int], columns: Sequence[int]) -> Tensor:
-        """The same added to a tensor in place: copies of large pieces cost as much as the products themselves."""
-        params = list(self.problem.params.values())
-        for weight, push in self.pushes():
-            for chunk in push.chunks(len(out), self.problem.num_params):
-                start = 0
-                for j, part in zip(
-                    columns, push(unit_tangents(params, rows, chunk), columns), strict=True
-                ):
-                    stop = start + params[j].numel()
-                    if part is not None:
-                        out[chunk, start:stop].add_(part.reshape(len(part), -1), alpha=weight)
-                    start = stop
-        return out
+
+# What the options `matrix=` take: `hessian`, `ggn`, `residual`, or a function like them.
+MatrixOf = Callable[[Problem], Curvature]
 
 
 def hessian(problem: Problem) -> Curvature:
-    """The Hessian H = ∇²R(θ) of the risk."""
+    """The Hessian H = ∇²R(θ) of the risk.
+
+    Parameters
+    ----------
+    problem
+        The risk R.
+
+    Returns
+    -------
+    Curvature
+        H (P × P), which nothing is computed of before a product is asked for.
+
+    Examples
+    --------
+    The risk θ⁴/2 at θ = 1 has the second derivative 6.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from hesstheory import Problem, hessian
+    >>> class Square(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.theta = nn.Parameter(torch.ones(1))
+    ...     def forward(self, x):
+    ...         return self.theta**2 * x
+    >>> half_square = lambda outputs, targets: (outputs - targets).square().mean() / 2
+    >>> problem = Problem(Square(), half_square, [(torch.ones(1, 1), torch.zeros(1, 1))])
+    >>> hessian(problem).to_dense().item()
+    6.0
+    """
     return Curvature(problem, ((1.0, linearised_hessian),))
 
 
 def ggn(problem: Problem) -> Curvature:
-    """The generalised Gauss-Newton matrix G = (1/N) Σ_n J_nᵀ (∇²_f ℓ) J_n."""
+    """The generalised Gauss-Newton matrix G = (1/N) Σ_n J_nᵀ (∇²_f ℓ_n) J_n.
+
+    J_n is the Jacobian of the outputs of sample n in the parameters (Schraudolph, 2002, Neural
+    Computation 14, equation 3).
+
+    Parameters
+    ----------
+    problem
+        The risk, whose model returns one tensor.
+
+    Returns
+    -------
+    Curvature
+        G (P × P).
+
+    Raises
+    ------
+    TypeError
+        From any product: the model returns several tensors.
+
+    Examples
+    --------
+    Of the risk θ⁴/2 at θ = 1, J = 2θ = 2 and G = J² = 4.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from hesstheory import Problem, ggn
+    >>> class Square(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.theta = nn.Parameter(torch.ones(1))
+    ...     def forward(self, x):
+    ...         return self.theta**2 * x
+    >>> half_square = lambda outputs, targets: (outputs - targets).square().mean() / 2
+    >>> problem = Problem(Square(), half_square, [(torch.ones(1, 1), torch.zeros(1, 1))])
+    >>> ggn(problem).to_dense().item()
+    4.0
+    """
     return Curvature(problem, ((1.0, linearised_ggn),))
 
 
 def residual(problem: Problem) -> Curvature:
-    """R = H − G = (1/N) Σ_n Σ_c (∂ℓ/∂f_nc) ∇²f_nc, the Hessian of the loss made linear in the outputs.
+    """The residual R = H − G = (1/N) Σ_n Σ_c (∂ℓ_n/∂f_nc) ∇²f_nc.
 
-    A product costs as much as one with H, less than half of one with `hessian(problem) - ggn(problem)`.
+    It is the Hessian of the loss made linear in the outputs. A product costs as much as one with
+    H, and less than half of one with `hessian(problem) - ggn(problem)`.
+
+    Parameters
+    ----------
+    problem
+        The risk, whose model returns one tensor and whose loss reads no parameter by itself.
+
+    Returns
+    -------
+    Curvature
+        R (P × P).
+
+    Raises
+    ------
+    TypeError
+        From any product: the model returns several tensors.
+    ValueError
+        From any product: the loss reads parameters by itself, so that H − G holds more.
+
+    Examples
+    --------
+    Of the risk θ⁴/2 at θ = 1, R = 6 − 4 = 2.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from hesstheory import Problem, residual
+    >>> class Square(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.theta = nn.Parameter(torch.ones(1))
+    ...     def forward(self, x):
+    ...         return self.theta**2 * x
+    >>> half_square = lambda outputs, targets: (outputs - targets).square().mean() / 2
+    >>> problem = Problem(Square(), half_square, [(torch.ones(1, 1), torch.zeros(1, 1))])
+    >>> residual(problem).to_dense().item()
+    2.0
     """
     return Curvature(problem, ((1.0, linearised_residual),))
 
 
 def per_sample_hessians(problem: Problem) -> Float[Tensor, "samples params params"]:
-    """Dense Hessians H_n of every sample, in float64 and in the order of the batches; their mean is the Hessian."""
+    """Dense Hessians H_n of every sample, whose mean is the Hessian.
+
+    Parameters
+    ----------
+    problem
+        The risk over N samples.
+
+    Returns
+    -------
+    Tensor
+        N × P × P in float64, in the order of the batches.
+
+    Raises
+    ------
+    MemoryError
+        N·P² numbers do not fit; the message says the bytes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from hesstheory import Problem, per_sample_hessians
+    >>> with torch.random.fork_rng():  # a fresh layer draws its weights
+    ...     model = nn.Linear(1, 1, bias=False)
+    >>> half_square = lambda outputs, targets: (outputs - targets).square().mean() / 2
+    >>> x = torch.tensor([[1.0], [2.0]])
+    >>> problem = Problem(model, half_square, [(x, torch.zeros(2, 1))])
+    >>> per_sample_hessians(problem).flatten().tolist()
+    [1.0, 4.0]
+    """
     check_dense_fits(int(problem.num_params * problem.num_samples**0.5) + 1, problem.device)
     return torch.stack([hessian(sample).to_dense() for sample in problem.double().samples()])
-
-
-def _membership(problem: Problem, per_parameter: bool = False) -> Float[Tensor, "tensors blocks"]:
-    """0/1 table of which block a tensor (or every single parameter) belongs to."""
-    block_of = {
-        name: b for b, names in enumerate(problem.partition.blocks.values()) for name in names
-    }
-    table = torch.zeros(len(problem.params), len(problem.partition.blocks), dtype=torch.float64)
-    for j, name in enumerate(problem.params):
-        table[j, block_of[name]] = 1.0
-    if not per_parameter:
-        return table
-    return table.repeat_interleave(
-        torch.tensor([p.numel() for p in problem.params.values()]), dim=0
-    )

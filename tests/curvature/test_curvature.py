@@ -13,7 +13,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-import hesstheory.curvature
+import hesstheory.autograd.products
+import hesstheory.curvature.limits
+import hesstheory.run.memory
 from hesstheory import (
     Curvature,
     Partition,
@@ -364,8 +366,8 @@ def test_the_size_of_a_chunk_does_not_matter(chunk_elements, monkeypatch):
         hessian(problem).to_dense(),
         hessian(problem).quadratic_forms(V),
     )
-    monkeypatch.setattr(hesstheory.curvature, "_CHUNK_ELEMENTS", chunk_elements)
-    monkeypatch.setattr(hesstheory.curvature, "_MAX_CHUNK", 60)  # below P: the symmetric route
+    monkeypatch.setattr(hesstheory.autograd.products, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(hesstheory.autograd.products, "MAX_CHUNK", 60)  # below P: the symmetric route
     assert relative_error(H.to_dense(), expected) <= TOLERANCE
     assert relative_error(H @ V, expected @ V) <= TOLERANCE
     assert relative_error(H.quadratic_forms(V), forms) <= TOLERANCE
@@ -602,7 +604,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize(("look", "needed"), TOO_LARGE.values(), ids=TOO_LARGE)
 def test_a_matrix_too_large_to_hold_is_refused_with_the_bytes(look, needed, monkeypatch):
-    monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(hesstheory.curvature.limits, "free_memory", lambda device: 1000)
     with pytest.raises(
         MemoryError, match=r"needs [\d,]+ bytes and 1,000 are free: use products"
     ) as refusal:
@@ -614,7 +616,7 @@ def test_a_matrix_too_large_to_hold_is_refused_with_the_bytes(look, needed, monk
 
 
 def test_free_memory_is_a_number_of_bytes():
-    assert 2**20 < hesstheory.curvature.free_memory(torch.device("cpu")) < 2**50
+    assert 2**20 < hesstheory.run.memory.free_memory(torch.device("cpu")) < 2**50
 
 
 class Pair(nn.Module):
@@ -644,7 +646,7 @@ def test_a_curvature_is_a_value():
 
 def test_columns_that_do_not_fit_are_refused_with_how_many_do(generator, monkeypatch):
     problem = zoo.problem("tiny_relu", generator)
-    monkeypatch.setattr(hesstheory.curvature, "free_memory", lambda device: 50 * problem.num_params)
+    monkeypatch.setattr(hesstheory.curvature.limits, "free_memory", lambda device: 50 * problem.num_params)
     V = torch.ones(problem.num_params, 4)
     with pytest.raises(
         MemoryError, match=r"4 columns of a product need [0-9,]+ bytes with all copies .*: 3 fit"
