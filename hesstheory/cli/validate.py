@@ -38,9 +38,8 @@ def validate(
 ) -> None:
     """Decides the claims and writes reports/ledger.jsonl, reports/index.html and figures/."""
     from hesstheory import claims
+    from hesstheory.cli.report import write_report
     from hesstheory.run.files import write_atomically
-    from hesstheory.show import figures
-    from hesstheory.show import pages as report
 
     if vary_seed:
         seed = secrets.randbits(31)
@@ -59,7 +58,7 @@ def validate(
                 command=shlex.join(["hesstheory", *sys.argv[1:]]),
                 on_result=progress.advance,
             )
-        shown = report.write(run.records, figures.draw_all(run.records, out / "figures"), page)
+        page, shown = write_report(run.records, out)
         if json_file is not None:
             write_atomically(
                 json_file, json.dumps(run.to_json(shown), indent=2, ensure_ascii=False) + "\n"
