@@ -8,11 +8,11 @@ import math
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,8 @@ from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
-from hesstheory.run.memory import resident, resident_now
+from hesstheory.run.clock import RelativeClock
+from hesstheory.run.memory import resident_now, resident_peak
 from hesstheory.run.streams import stream
 
 ERROR = 0.01
@@ -60,43 +61,9 @@ def gradient(problem: Problem) -> None:
     )
 
 
-def seconds_of(call: Callable[[], object]) -> float:
-    """CPU seconds, which another process on the machine changes little."""
-    start = time.process_time()
-    call()
-    return time.process_time() - start
-
-
-class Clock:
-    """Times calls in gradients, each beside gradients of its own; `units` keeps the seconds of all gradients.
-
-    Both are repeated, up to 20 times, until they last 50 ms, so that both run on warm caches.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        self.problem, self.units = problem, list[float]()
-        self._gradient()
-
-    def _gradient(self) -> None:
-        gradient(self.problem)
-
-    def __call__(self, call: Callable[[], object]) -> float:
-        before, seconds, after = map(_seconds_in_a_run, (self._gradient, call, self._gradient))
-        self.units.append((before + after) / 2)
-        return seconds / self.units[-1]
-
-
-def _seconds_in_a_run(call: Callable[[], object]) -> float:
-    first = seconds_of(call)
-    repeats = min(20, round(0.05 / max(first, 1e-4)))
-    if repeats < 2:
-        return first
-
-    def run() -> None:
-        for _ in range(repeats):
-            call()
-
-    return seconds_of(run) / repeats
+def clock_of(problem: Problem) -> RelativeClock:
+    """A clock that counts gradients of the problem."""
+    return RelativeClock(partial(gradient, problem))
 
 
 def cost_in_rounds(
@@ -132,10 +99,10 @@ def only(problem: Problem, block: str) -> Problem:
 
 
 def cost_by_block(
-    clock: Clock, way: Way, setting: Setting, repeats: int
+    clock: RelativeClock, problem: Problem, way: Way, setting: Setting, repeats: int
 ) -> tuple[pd.Series[float], pd.Series[float]]:
     """What is paid once and per probe for every block; a block that is not timed costs as those around it."""
-    problem, (a, b) = clock.problem, setting.block_counts
+    a, b = setting.block_counts
     blocks = list(problem.partition.blocks)
     timed = sorted({*range(0, len(blocks), setting.stride), len(blocks) - 1})
 
@@ -194,7 +161,7 @@ class Spread:
 def reference_traces(setting: Setting, problem: Problem) -> tuple[pd.Series[float], str]:
     """What errors are relative to."""
     if not setting.smooth:
-        return exact_traces(problem), "exact_traces"
+        return exact_traces(problem).value, "exact_traces"
     estimate = ControlVariateTrace(setting.draws)(problem, stream(0, "reference"))
     error = float((estimate.stderr / estimate.value.abs()).max())
     return (
@@ -320,7 +287,7 @@ def peaks(name: str, ways: Sequence[str], tiny: bool) -> dict[str, int | None]:
         gc.collect()
         before = resident_now()
         _use_memory(setting, way, problem)
-        found[way] = None if before is None else resident("VmHWM") - before
+        found[way] = None if before is None else resident_peak() - before
     return found
 
 

@@ -20,6 +20,7 @@ import torch
 from hesstheory.estimators.deflated import HutchPP, XTrace
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.problem.risk import Problem
+from hesstheory.results.estimate import Estimate
 
 Estimator = Callable[..., Any]
 
@@ -194,7 +195,9 @@ def read(answer: Any, problem: Problem, num_probes: int) -> Answer:
     samples = getattr(answer, "samples", None)
     if not hasattr(answer, "value") and hasattr(answer, "to_dict"):  # a pandas Series by block
         answer = answer.to_dict()
-    if hasattr(answer, "value") and not isinstance(answer, Mapping):
+    if isinstance(answer, Estimate) or (
+        hasattr(answer, "value") and not isinstance(answer, Mapping)
+    ):
         values, errors = _mapping(answer.value), getattr(answer, "stderr", None)
         stderr = None if errors is None else _mapping(errors)
     elif isinstance(answer, Mapping):

@@ -16,8 +16,10 @@ import torch
 from hesstheory.curvature.matrix import hessian
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
-from hesstheory.outputs.traces import exact_traces, fitted
+from hesstheory.outputs.fit import fitted
+from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
+from hesstheory.results.estimate import Estimate
 from hesstheory.results.plans import Plan, Recommendation, configured_name
 from hesstheory.results.ranking import Ranking
 
@@ -69,7 +71,8 @@ def recommend(
     reference: pd.Series[float] | None = None
     for estimator in exact:
         with suppress(ValueError, TypeError, RuntimeError):  # not for this network, loss or dtype
-            seconds, reference = _timed(estimator, problem)
+            seconds, found = _timed(estimator, problem)
+            reference = found.value
             plans.append(
                 Plan(estimator, 0, 0 * reference, seconds / unit, seconds, max(problem.batch_sizes))
             )
@@ -96,9 +99,9 @@ def recommend(
     )
 
 
-def dense_traces(problem: Problem) -> pd.Series[float]:
+def dense_traces(problem: Problem) -> Estimate:
     """Exact traces of any network from its dense diagonal blocks, a product for every parameter: for small ones."""
-    return hessian(problem).trace_by_block()
+    return Estimate.exact(hessian(problem).trace_by_block(), problem.num_params, "tr H")
 
 
 def _tried(estimator: Any, problem: Problem, generator: torch.Generator) -> _Trial:
@@ -185,7 +188,7 @@ def rank_layers(
             with suppress(
                 ValueError, TypeError, RuntimeError
             ):  # not for this network, loss or dtype
-                return _exact_ranking(exact(problem) / sizes, problem, exact.__name__)
+                return _exact_ranking(exact(problem).value / sizes, problem, exact.__name__)
     if generator is None:
         raise TypeError("the traces must be estimated: pass a torch.Generator")
     estimator = ControlVariateTrace(64) if estimator is None else estimator

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hesstheory.curvature.matrix import residual
+from hesstheory.curvature.matrix import ggn, residual
 from hesstheory.estimators.probes import (
     HadamardColumns,
     Probe,
@@ -18,9 +18,10 @@ from hesstheory.estimators.probes import (
     check_num_probes,
 )
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import first_samples, linearised
-from hesstheory.outputs.traces import exact_traces, fitted
+from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
 from hesstheory.run.precision import full_precision
@@ -112,7 +113,7 @@ class ControlVariateTrace:
         )
         if self.exact:
             return Estimate(
-                of_residual.samples + exact_traces(problem, "ggn"), of_residual.num_matvecs
+                of_residual.samples + exact_traces(problem, matrix=ggn).value, of_residual.num_matvecs
             )
         if generator is None:
             raise TypeError("exact=False draws logit probes: pass a torch.Generator beside probes=")

@@ -725,7 +725,7 @@ def tied_head(subject: Subject, before: Mapping[str, Found]) -> Stage:
         problem = Problem(model, F.cross_entropy, subject.problem.batches)
         wanted = [block for block in problem.partition.blocks if block.startswith("head")]
         of_all = subject.over_samples(
-            lambda p: torch.tensor(exact_traces(p, "ggn").to_numpy()), problem
+            lambda p: torch.tensor(exact_traces(p, ggn).value.to_numpy()), problem
         )
         traces["tied" if tied else "untied"] = {
             block: float(t)

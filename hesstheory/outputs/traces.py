@@ -1,163 +1,214 @@
-"""What can be known without a probe in parameter space? tr G_ll = (1/N) Σ_n ‖S_nᵀ J_nl‖², from the outputs (claim G4).
+"""Exact traces from the outputs, without a probe: tr G_ll = (1/N) Σ_n ‖S_nᵀ J_nl‖² (claim G4).
 
-J_nl is the Jacobian of the outputs of sample n in the parameters of block l, S_n S_nᵀ the Hessian of its loss in the
-outputs. Every column of S costs one backward pass and the norms of per-sample gradients, which most layers give from
-their inputs and the slopes at their outputs (Goodfellow 2015; Li, Tramèr, Liang and Hashimoto 2022, ghost norms).
+J_nl is the Jacobian of the outputs of sample n in the parameters of block l. S_n S_nᵀ is the
+Hessian of its loss in the outputs. Every column of S costs one backward pass and the norms of
+per-sample gradients. Most layers give these norms from their inputs and the slopes at their
+outputs (Goodfellow 2015; Li, Tramèr, Liang and Hashimoto 2022, ghost norms).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from hesstheory.autograd.graph import graph_values
-from hesstheory.autograd.rows import apart_by_graph
+from hesstheory.curvature.matrix import MatrixOf, ggn, hessian
+from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.loss_root import cheapest_root
-from hesstheory.outputs.per_sample import Linearised, first_samples, linearised
+from hesstheory.outputs.per_sample import first_samples, linearised
 from hesstheory.outputs.premise import check_no_bend, check_piecewise_linear
 from hesstheory.problem.risk import Problem
-from hesstheory.run.memory import free_memory
+from hesstheory.results.estimate import Estimate
 from hesstheory.run.precision import full_precision
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-_LITTLE = 16 * 2**20  # bytes that are there without a look
-
-_KEPT = 3  # times the values of the forward graph that are held at most: these, the slopes, patches and Gram matrices
+# `hessian` or `ggn`; their names as strings are the older spelling.
+Target = MatrixOf | str
 
 
 @full_precision()
-def exact_traces(problem: Problem, target: str = "hessian") -> pd.Series[float]:
-    """Exact traces by block, tr G_ll = Σ_b (n_b/N) Σ_n ‖S_nᵀ J_nl‖², in as many backward passes as S has columns.
+def exact_traces(
+    problem: Problem, matrix: Target | None = None, *, target: Target | None = None
+) -> Estimate:
+    """Exact traces by block, tr G_ll = Σ_b (n_b/N) Σ_n ‖S_nᵀ J_nl‖², without probes.
 
-    With `target="hessian"` the premise that tr H_ll = tr G_ll is verified on the graph of every batch and by second
-    derivatives (claims G1, G3); `target="ggn"` needs no premise. The name of the Series says which matrix it is. TF32,
-    PyTorch's default for convolutions on a GPU, is off meanwhile: its three digits would not be exact.
+    It costs as many backward passes as S has columns: C − 1 for cross-entropy with C classes. TF32
+    is off meanwhile. It is PyTorch's default for convolutions on a GPU and holds three digits.
 
-    Raises `NotPiecewiseLinear`, which names the module where the premise is not known to hold, for "hessian" alone;
-    for both `NotConvex` where the loss is not convex in the outputs, `NotTwiceDifferentiable` where it has no second
-    derivative, ValueError where it couples samples and MemoryError where a single sample is too large.
+    Parameters
+    ----------
+    problem
+        Its loss must be convex in the outputs.
+    matrix
+        `hessian` (default): tr H_ll, which is tr G_ll where the outputs are piecewise linear in
+        every single parameter (claims G1, G3). The graph of every batch and second derivatives
+        are checked for that. `ggn`: tr G_ll of any network.
+    target
+        The older spelling of `matrix`: `"hessian"` or `"ggn"`.
+
+    Returns
+    -------
+    Estimate
+        Standard errors are zero. `name` says which matrix it is, `num_matvecs` counts backward
+        passes through all batches.
+
+    Raises
+    ------
+    NotPiecewiseLinear
+        The premise is not known to hold, in the module that is named; for `hessian` alone.
+    NotConvex
+        The loss is not convex in the outputs.
+    NotTwiceDifferentiable
+        The loss has no second derivative.
+    ValueError
+        The loss couples samples, or `matrix` is another matrix.
+    MemoryError
+        A single sample is too large.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import exact_traces, hessian, zoo
+    >>> problem = zoo.problem("tiny_relu", torch.Generator().manual_seed(0), num_samples=8)
+    >>> traces = exact_traces(problem)
+    >>> dense = hessian(problem).trace_by_block()
+    >>> bool(((traces.value - dense).abs() < 1e-12).all())
+    True
+    >>> traces.name, traces.num_matvecs
+    ('tr H', 2)
     """
-    of_tensor: dict[str, float] = {}
-    for weight, _, found in _squared_norms(problem, target):
-        sums = (
-            torch.stack(list(found.values())).sum(1, dtype=torch.float64).tolist() if found else []
-        )
-        for name, square in zip(found, sums, strict=True):
-            of_tensor[name] = of_tensor.get(name, 0.0) + weight * square
-    return _by_block(problem, of_tensor, f"tr {'H' if target == 'hessian' else 'G'}")
+    of_hessian = _is_hessian(matrix, target)
+    of_tensor = dict.fromkeys(problem.params, 0.0)
+    num_columns = 0
+    for part in _parts(problem, of_hessian):
+        num_columns = max(num_columns, part.num_columns)
+        for name, square in part.sums().items():
+            of_tensor[name] += part.weight * square
+    blocks = {
+        block: sum(of_tensor[name] for name in names)
+        for block, names in problem.partition.blocks.items()
+    }
+    return Estimate.exact(blocks, num_columns, "tr H" if of_hessian else "tr G")
 
 
 @full_precision()
-def sample_traces(problem: Problem, target: str = "hessian") -> pd.DataFrame:
-    """Exact traces by sample and block, N times what each sample adds to `exact_traces`, at the cost of these.
+def sample_traces(
+    problem: Problem, matrix: Target | None = None, *, target: Target | None = None
+) -> pd.DataFrame:
+    """Exact traces by sample and block: N times what each sample adds to `exact_traces`.
 
-    Samples are numbered through the batches; the mean over them is `exact_traces`. Where the loss is a plain mean they
-    are the traces of the loss of every sample alone, and what varies from one to the next is the noise that probes
-    cannot lower. `target` and errors are those of `exact_traces`; ValueError where an output row is no sample.
+    Where the loss is a plain mean, a row holds the traces of that sample's loss alone. Probes
+    cannot lower the noise from one row to the next. The cost is that of `exact_traces`.
+
+    Parameters
+    ----------
+    problem, matrix, target
+        As in `exact_traces`.
+
+    Returns
+    -------
+    DataFrame
+        A row per sample, numbered through the batches, and a column per block. Their mean is
+        `exact_traces`.
+
+    Raises
+    ------
+    ValueError
+        A row of the outputs is no sample, or as in `exact_traces`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import exact_traces, ggn, sample_traces, zoo
+    >>> problem = zoo.problem("tiny_mlp", torch.Generator().manual_seed(0), num_samples=8)
+    >>> table = sample_traces(problem, matrix=ggn)
+    >>> len(table)
+    8
+    >>> gap = table.mean() - exact_traces(problem, matrix=ggn).value
+    >>> bool((gap.abs() < 1e-12).all())
+    True
     """
     import pandas as pd
 
-    parts = []
-    for weight, rows, found in _squared_norms(problem, target):
-        if rows != (size := round(weight * problem.num_samples)):
+    tables = []
+    for part in _parts(problem, _is_hessian(matrix, target)):
+        size = round(part.weight * problem.num_samples)
+        if part.num_rows != size:
             raise ValueError(
-                f"the model returns {rows} rows for {size} samples: let it return one for each, such as (N, T, C)"
+                f"the model returns {part.num_rows} rows for {size} samples: let it return one "
+                "for each, such as (N, T, C)"
             )
-        of_block = torch.zeros(rows, len(problem.partition.blocks), dtype=torch.float64)
-        for column, tensors in zip(
-            of_block.unbind(1), problem.partition.blocks.values(), strict=True
-        ):
-            column += sum(rows * found[name].double().cpu() for name in tensors if name in found)
-        parts.append(of_block)
+        tables.append(part.by_sample(problem))
     columns = pd.Index(list(problem.partition.blocks), dtype=object)
-    return pd.DataFrame(torch.cat(parts).numpy(), columns=columns).rename_axis("sample")
+    return pd.DataFrame(torch.cat(tables).numpy(), columns=columns).rename_axis("sample")
 
 
-def _squared_norms(problem: Problem, target: str) -> Iterator[tuple[float, int, dict[str, Tensor]]]:
-    """Of every batch its weight, the number of its samples, and their shares of its mean traces by tensor."""
-    if target not in ("hessian", "ggn"):
-        raise ValueError(f"target is {target!r}: pass 'hessian' or 'ggn'")
+def _is_hessian(matrix: Target | None, target: Target | None) -> bool:
+    """Whether H is asked for, not G; ValueError where it is neither, or both."""
+    asked = {_named(spelling) for spelling in (matrix, target) if spelling is not None}
+    if len(asked) > 1:
+        raise ValueError(
+            f"matrix is {matrix!r} and target is {target!r}: pass matrix= alone, the one you mean"
+        )
+    return asked != {"ggn"}
+
+
+def _named(spelling: Target) -> str:
+    """The name of `hessian` or `ggn`."""
+    for matrix in (hessian, ggn):
+        if spelling in (matrix, matrix.__name__):
+            return matrix.__name__
+    shown = getattr(spelling, "__name__", repr(spelling))
+    raise ValueError(
+        f"matrix is {shown}: pass matrix=hessian or matrix=ggn (as target=, 'hessian' or 'ggn'); "
+        "traces of other matrices need an estimator, such as LayerwiseTrace"
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one batch adds: its weight in the risk, and each row's share of its mean traces."""
+
+    weight: float
+    num_rows: int
+    num_columns: int
+    of_tensor: dict[str, Tensor]
+
+    def sums(self) -> dict[str, float]:
+        """Over the rows, by tensor."""
+        if not self.of_tensor:
+            return {}
+        # One transfer from the device for all tensors.
+        sums = torch.stack(list(self.of_tensor.values())).sum(1, dtype=torch.float64).tolist()
+        return dict(zip(self.of_tensor, sums, strict=True))
+
+    def by_sample(self, problem: Problem) -> Tensor:
+        """The traces of every row by itself, rows × blocks."""
+        blocks = problem.partition.blocks.values()
+        table = torch.zeros(self.num_rows, len(blocks), dtype=torch.float64)
+        for column, names in zip(table.unbind(1), blocks, strict=True):
+            for name in names:
+                if name in self.of_tensor:
+                    column += self.num_rows * self.of_tensor[name].double().cpu()
+        return table
+
+
+def _parts(problem: Problem, of_hessian: bool) -> Iterator[_Part]:
+    """Every batch in turn, the premise checked for the Hessian."""
     few = first_samples(problem)
-    problem, trusted = fitted(problem, few), few.trusted()
+    problem = fitted(problem, few)
+    trusted = few.trusted()
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch, trusted)
-        if target == "hessian":
+        if of_hessian:
             check_piecewise_linear(line)
-        columns = cheapest_root(
-            problem, line.outputs, batch, no_penalty=target == "hessian"
-        ).movedim(2, 0)
-        yield (
-            weight,
-            len(line.outputs),
-            line.squared_norms_of_all(columns.reshape(-1, *line.outputs.shape)),
-        )
-    if target == "hessian":
+        S = cheapest_root(problem, line.outputs, batch, no_penalty=of_hessian).movedim(2, 0)
+        squares = line.squared_norms_of_all(S.reshape(-1, *line.outputs.shape))
+        yield _Part(weight, len(line.outputs), len(S), squares)
+    if of_hessian:
         check_no_bend(few)
-
-
-def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
-    """The same risk in batches that half of the free memory holds together with what a trace keeps of them.
-
-    Judged by the first samples of the largest batch: all samples are taken to be of their size. Raises MemoryError,
-    with the bytes, where a single sample is too large.
-    """
-    few = first_samples(problem) if few is None else few
-    one = few.outputs[:1]
-
-    def bytes_of(values: int) -> int:
-        """Of so many values of a graph, and of the loss Hessian of a sample in its outputs with its root."""
-        return _KEPT * (problem.dtype.itemsize * max(values, 1) + 8 * one.numel() ** 2)
-
-    at_most = bytes_of(few.pushed_values) * max(problem.batch_sizes)
-    if at_most <= _LITTLE or at_most <= (budget := free_memory(problem.device) // 2):
-        return problem
-    try:
-        one, two = (head.outputs(head.batches[0]) for head in map(problem.largest().head, (1, 2)))
-    except (RuntimeError, ValueError, IndexError):  # a model for whole batches alone cannot be cut
-        return problem
-    if one.numel() == two.numel():
-        return problem
-    # A second sample adds its own values; what stays are the parameters, which lie there already.
-    of_sample = bytes_of(graph_values(two) - graph_values(one))
-    if of_sample > budget:
-        raise MemoryError(
-            f"a single sample takes about {of_sample:,} bytes and {budget:,} may be used: free memory, or "
-            "use smaller inputs or a smaller dtype"
-        )
-    size = budget // of_sample
-    if size >= max(problem.batch_sizes):
-        return problem
-    parts = problem.rebatched(size)
-    if not apart_by_graph(few.outputs):
-        _check_same_in_parts(problem, parts)
-    return parts
-
-
-def _check_same_in_parts(problem: Problem, parts: Problem) -> None:
-    """Raises MemoryError where smaller batches have other outputs."""
-    with torch.no_grad():
-        whole, cut = (
-            torch.cat([each.outputs(batch) for batch in each.batches]) for each in (problem, parts)
-        )
-    if not bool(
-        ((whole - cut).abs() <= torch.finfo(whole.dtype).eps ** 0.5 * whole.abs().max()).all()
-    ):
-        raise MemoryError(
-            f"batches of {max(problem.batch_sizes)} samples take too much memory, and cut into parts of "
-            f"{max(parts.batch_sizes)} the model gives other outputs: free memory, or use a smaller dtype"
-        )
-
-
-def _by_block(problem: Problem, of_tensor: dict[str, float], name: str) -> pd.Series[float]:
-    import pandas as pd
-
-    blocks = problem.partition.blocks
-    sums = [sum(of_tensor.get(t, 0.0) for t in tensors) for tensors in blocks.values()]
-    return pd.Series(np.array(sums), pd.Index(list(blocks), dtype=object), name=name)

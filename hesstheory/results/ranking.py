@@ -11,11 +11,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ranking:
-    """Blocks by trace, largest first, with intervals for values and ranks that hold all together at the level.
+    """Blocks by trace, the largest first, with intervals for their values and their ranks.
 
-    `table` has a row per block: `value`, `low`, `high`, `rank` (1 is the largest), `rank_low`, `rank_high`.
-    `num_probes_needed` is what would tell every pair of neighbours apart with this estimator, 0 where it is exact,
-    infinite where a pair is equal.
+    All intervals hold jointly at the level that was asked for.
+
+    Parameters
+    ----------
+    table
+        A row per block: `value`, `low`, `high`, `rank` (1 is the largest), `rank_low`,
+        `rank_high`.
+    method
+        What measured the traces.
+    num_probes_needed
+        Probes that would tell every pair of neighbours apart with this estimator: 0 where it is
+        exact, infinite where two are equal.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import rank_layers, zoo
+    >>> problem = zoo.problem("tiny_relu", torch.Generator().manual_seed(0), num_samples=8)
+    >>> ranking = rank_layers(problem)
+    >>> ranking.is_decided, ranking.method
+    (True, 'exact_traces')
     """
 
     table: pd.DataFrame
@@ -33,4 +51,5 @@ class Ranking:
             if self.is_decided
             else f"undecided: {self.num_probes_needed:.3g} probes would be needed"
         )
-        return f"{self.table.to_string(float_format='{:.4g}'.format)}\n{self.method}; the order is {state}"
+        table = self.table.to_string(float_format="{:.4g}".format)
+        return f"{table}\n{self.method}; the order is {state}"

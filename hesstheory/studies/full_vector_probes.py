@@ -466,7 +466,7 @@ def measured(setting: Setting, steps: int) -> dict[str, Any]:
     start = time.perf_counter()
     problem, risks = network(setting, steps)
     print(f"{steps} steps: {risks}\n{problem!r}", flush=True)
-    once, traces = cpu_seconds(lambda: exact_traces(problem))
+    once, traces = cpu_seconds(lambda: exact_traces(problem).value)
     unit = min(cpu_seconds(lambda: gradient(problem))[0] for _ in range(3))
     found = {}
     for kind, estimator in KINDS.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,7 @@ def problem_of(mix):
 
 
 def close(found, expected):
+    found, expected = pd.Series(dict(found)), pd.Series(dict(expected))
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
@@ -142,11 +144,11 @@ def test_a_mixture_of_experts(routes, build):
         for r in routes
     ]
     problem = Problem(model, F.cross_entropy, batches)
-    found = sample_traces(problem, "ggn")
+    found = sample_traces(problem, matrix=ggn)
     route = torch.tensor([number for r in routes for number in r])
     assert ((found["a"].to_numpy() > 0) == (route == 0).numpy()).all()
     close(found.mean(), hessian(problem).trace_by_block())
-    close(exact_traces(problem, "ggn"), hessian(problem).trace_by_block())
+    close(exact_traces(problem, matrix=ggn), hessian(problem).trace_by_block())
 
 
 @pytest.mark.parametrize("shape", ["folded", "tokens first"])
@@ -234,7 +236,7 @@ def test_a_softmax_whose_maximum_is_taken_over_all_samples_couples_none(build):
 
     model, x = build(lambda: nn.Linear(6, 3)).double(), build(lambda: torch.randn(7, 6)).double()
     problem = Problem(model, stabilised, [(x, torch.arange(7) % 3)])
-    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+    close(exact_traces(problem, matrix=ggn), ggn(problem).trace_by_block())
     outputs = problem.outputs(problem.batches[0])
     S, expected = (
         loss_root(each, outputs, each.batches[0])
@@ -291,7 +293,7 @@ def test_many_samples_that_meet_where_only_derivatives_show_it(coupling, offset,
     x[:, 0] = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 5])
     y = build(lambda: torch.randn(16, 3)).double() + offset
     problem = Problem(model, F.mse_loss, [(x, y)])
-    close(exact_traces(problem, "ggn"), ggn(problem).trace_by_block())
+    close(exact_traces(problem, matrix=ggn), ggn(problem).trace_by_block())
 
 
 def test_little_memory_cuts_no_batch_whose_samples_meet(monkeypatch):
@@ -305,7 +307,7 @@ def test_little_memory_cuts_no_batch_whose_samples_meet(monkeypatch):
     with pytest.raises(MemoryError, match=r"cut into parts of \d+ the model gives other outputs"):
         exact_traces(problem_of(grouped))
     apart = problem_of(lambda h: h.softmax(1))
-    close(exact_traces(apart, "ggn"), ggn(apart).trace_by_block())
+    close(exact_traces(apart, matrix=ggn), ggn(apart).trace_by_block())
 
 
 def test_outputs_without_samples_are_refused(build):
@@ -362,7 +364,7 @@ def test_a_function_of_the_user_proves_nothing_by_its_name():
 
     problem = problem_of(Tanh.apply)
     assert not apart_by_graph(problem.outputs(problem.batches[0]))
-    close(exact_traces(problem, "ggn"), hessian(problem).trace_by_block())
+    close(exact_traces(problem, matrix=ggn), hessian(problem).trace_by_block())
 
 
 def test_a_trial_costs_one_column(generator):

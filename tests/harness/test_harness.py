@@ -188,7 +188,7 @@ def test_the_law_of_logit_probes_from_sample_traces_covers_the_true_one(network,
 def faulty_traces(monkeypatch):
     right = stages.sample_traces
     monkeypatch.setattr(
-        stages, "sample_traces", lambda problem, target: 1.001 * right(problem, target)
+        stages, "sample_traces", lambda problem, matrix: 1.001 * right(problem, matrix)
     )
 
 
@@ -202,8 +202,8 @@ def one_trace_for_all_samples(monkeypatch):
 def wrong_last_sample(monkeypatch):
     right = stages.sample_traces
 
-    def last_doubled(problem, target):
-        found = right(problem, target)
+    def last_doubled(problem, matrix):
+        found = right(problem, matrix)
         found.iloc[-1] *= 2
         return found
 

@@ -265,8 +265,8 @@ def _of_dual(problem, generator):
 
 
 WORK = {
-    "exact": lambda p, g: exact_traces(p),
-    "exact, of G": lambda p, g: exact_traces(p, "ggn"),
+    "exact": lambda p, g: exact_traces(p).value,
+    "exact, of G": lambda p, g: exact_traces(p, matrix=ggn).value,
     "dense": lambda p, g: hessian(p).to_dense(),
     "difference": lambda p, g: (hessian(p) - ggn(p)).block("0", "7"),
     "residual": lambda p, g: residual(p) @ Rademacher().sample(p.num_params, 2, g).to(p.device),
@@ -475,10 +475,10 @@ def test_training_on_the_device(device, tmp_path, monkeypatch):
 def test_out_of_memory_halves_the_batches(device, tmp_path, monkeypatch):
     right, said, emptied = stages.exact_traces, [], []
 
-    def hungry(problem, target):
+    def hungry(problem, matrix):
         if max(problem.batch_sizes) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return right(problem, target)
+        return right(problem, matrix)
 
     monkeypatch.setattr(stages, "exact_traces", hungry)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sys.exc_info()[0]))

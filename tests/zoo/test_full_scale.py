@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hesstheory import NotPiecewiseLinear, exact_traces, hessian, zoo
+from hesstheory import NotPiecewiseLinear, exact_traces, ggn, hessian, zoo
 from hesstheory.zoo import data as zoo_data
 
 NUM_PARAMS = {
@@ -218,7 +218,7 @@ def trace_of_the_head(problem, name):
 @pytest.mark.parametrize("name", zoo.FULL_SCALE)
 def test_rectified_networks_have_exact_traces(name):
     problem = narrow_problem(name)
-    traces = exact_traces(problem)
+    traces = exact_traces(problem).value
     assert list(traces.index) == list(problem.partition.blocks)
     assert traces.name == "tr H"
     assert np.isfinite(traces).all()
@@ -233,7 +233,7 @@ def test_smooth_networks_are_not_piecewise_linear(name, activation):
     first = "act1" if name in NUM_BLOCKS else "features.2"
     with pytest.raises(NotPiecewiseLinear, match=rf"module '{first}' \({activation.__name__}\)"):
         exact_traces(problem)
-    traces = exact_traces(problem, target="ggn")
+    traces = exact_traces(problem, matrix=ggn)
     assert traces[HEADS[name]] == pytest.approx(trace_of_the_head(problem, name), rel=1e-12)
 
 

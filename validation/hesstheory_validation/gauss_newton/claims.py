@@ -189,7 +189,7 @@ def exact_traces_of_every_partition(traces: Any, context: Context) -> Iterator[C
             problem = case.problem.with_partition(partition)
             yield exact(
                 f"{case}: tr H_ll by {name}",
-                traces(problem),
+                traces(problem).value,
                 [float(case.H.diagonal()[index].sum()) for index in problem.index.values()],
                 magnitude=[
                     2 * float(slopes(case)[index].sum()) for index in problem.index.values()
@@ -559,7 +559,7 @@ def _softmax_root() -> list[Check]:
 )
 def traces_from_the_outputs(traces: Any, context: Context) -> Iterator[Check]:
     yield from _softmax_root()
-    of_losses, of_ggn = with_other_losses(context.case("tiny_relu")), partial(traces, target="ggn")
+    of_losses, of_ggn = with_other_losses(context.case("tiny_relu")), partial(traces, matrix=ggn)
     for loss, case in of_losses.items():
         columns = 2 if loss == "cross-entropy" else 3
         name = f"{case}: one backward pass for each of {columns} columns and 2 batches, after the trial of the rules"
@@ -569,7 +569,7 @@ def traces_from_the_outputs(traces: Any, context: Context) -> Iterator[Check]:
     for case in [*of_losses.values(), *context.cases()]:
         yield exact(
             f"{case}: tr G_ll of the dense matrix",
-            of_ggn(case.problem),
+            of_ggn(case.problem).value,
             [float(cut(dense_ggn(case), case, l, l).trace()) for l in case.problem.index],
             magnitude=[
                 2 * float(slopes(case)[index].sum()) for index in case.problem.index.values()

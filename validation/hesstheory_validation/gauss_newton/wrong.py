@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from hesstheory.curvature.matrix import ggn, hessian
+from hesstheory.curvature.matrix import MatrixOf, ggn, hessian
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import Linearised, linearised, rules_that_hold
 from hesstheory.outputs.premise import NotPiecewiseLinear
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
+from hesstheory.results.estimate import Estimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,10 +100,8 @@ def _of_columns(
     problem: Problem,
     root: Callable[[Tensor], Tensor],
     squares: Callable[[Linearised, Tensor], Mapping[str, Tensor]],
-) -> pd.Series[float]:
+) -> Estimate:
     """Sums the squares that every column of a root gives, by block."""
-    import pandas as pd
-
     of_tensor, trusted = dict.fromkeys(problem.params, 0.0), rules_that_hold(problem)
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch, trusted)
@@ -110,27 +109,27 @@ def _of_columns(
             for name, found in squares(line, column.reshape(line.outputs.shape)).items():
                 of_tensor[name] += weight * float(found.sum())
     blocks = problem.partition.blocks.items()
-    return pd.Series({block: sum(of_tensor[name] for name in names) for block, names in blocks})
+    return Estimate.exact({block: sum(of_tensor[t] for t in names) for block, names in blocks})
 
 
-def traces_at_labels(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_at_labels(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Sums the squared gradients at the labels (the empirical Fisher matrix)."""
-    return _of_diagonal(problem, empirical_fisher(problem).diagonal())
+    return Estimate.exact(_of_diagonal(problem, empirical_fisher(problem).diagonal()))
 
 
-def traces_of_independent_outputs(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_of_independent_outputs(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Takes the standard deviation of every output for a column, as if outputs did not depend on one another."""
     return _of_columns(
         problem, lambda S: S.square().sum(2).sqrt().diag_embed(), Linearised.squared_norms
     )
 
 
-def traces_of_summed_gradients(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_of_summed_gradients(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Squares the gradient of the batch instead of summing the squares of its samples' gradients."""
     return _of_columns(problem, lambda S: S, Linearised.squared_norm_of_sum)
 
 
-def traces_with_a_column_per_class(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_with_a_column_per_class(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Takes the symmetric root of the loss Hessian, which has a column more than it needs."""
 
     def symmetric(S: Tensor) -> Tensor:
@@ -141,60 +140,61 @@ def traces_with_a_column_per_class(problem: Problem, target: str = "hessian") ->
     return _of_columns(problem, symmetric, Linearised.squared_norms)
 
 
-def traces_unweighted(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_unweighted(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Averages batches without weighting them by their size."""
-    found = [exact_traces(problem.with_batches([batch]), target) for batch in problem.batches]
-    return sum(found[1:], found[0]) / len(found)
+    parts = [problem.with_batches([batch]) for batch in problem.batches]
+    found = [exact_traces(part, matrix=matrix).value for part in parts]
+    return Estimate.exact(sum(found[1:], found[0]) / len(found))
 
 
-def traces_shifted(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_shifted(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Hands every block the trace of its neighbour."""
-    right = exact_traces(problem, target)
-    return right.set_axis([*right.index[1:], right.index[0]])[right.index]
+    right = exact_traces(problem, matrix=matrix).value
+    return Estimate.exact(right.set_axis([*right.index[1:], right.index[0]])[right.index])
 
 
-def traces_just_outside_rounding(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_just_outside_rounding(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Is off by one part in 10¹¹, just outside what rounding explains."""
-    return exact_traces(problem, target) * (1 + 1e-11)
+    return Estimate.exact(exact_traces(problem, matrix=matrix).value * (1 + 1e-11))
 
 
 _SMOOTH = (nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.ELU)
 
 
-def traces_unasked(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_unasked(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Hands out tr G as tr H whatever the network."""
-    return exact_traces(problem, "ggn")
+    return exact_traces(problem, matrix=ggn)
 
 
-def traces_asking_for_activations(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_asking_for_activations(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Looks for smooth activation modules and at nothing else."""
     for name, module in problem.model.named_modules():
         if isinstance(module, _SMOOTH):
             raise NotPiecewiseLinear(
                 f"tr H and tr G differ: in module {name!r} ({type(module).__name__})"
             )
-    return exact_traces(problem, "ggn")
+    return exact_traces(problem, matrix=ggn)
 
 
-def traces_tolerating_a_thousandth(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_tolerating_a_thousandth(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Calls traces equal that differ by less than one part in 10³."""
     H, G = (
-        _of_diagonal(problem, matrix(problem).to_dense().diagonal()) for matrix in (hessian, ggn)
+        _of_diagonal(problem, each(problem).to_dense().diagonal()) for each in (hessian, ggn)
     )
     differs = ((H - G).abs() > 1e-3 * H.abs()).any()
-    return exact_traces(problem, target if differs else "ggn")
+    return exact_traces(problem, matrix=matrix if differs else ggn)
 
 
-def traces_always_refused(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_always_refused(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Refuses every network, naming the right module where there is one."""
-    exact_traces(problem, target)
+    exact_traces(problem, matrix=matrix)
     raise NotPiecewiseLinear("tr H and tr G may differ")
 
 
-def traces_blaming_the_first_module(problem: Problem, target: str = "hessian") -> pd.Series[float]:
+def traces_blaming_the_first_module(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Refuses rightly, but blames the first module that has parameters."""
     try:
-        return exact_traces(problem, target)
+        return exact_traces(problem, matrix=matrix)
     except NotPiecewiseLinear as error:
         owner = next(iter(problem.params)).rpartition(".")[0]
         raise NotPiecewiseLinear(f"in module {owner!r}") from error

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesstheory import theory
-from hesstheory.curvature.matrix import residual
+from hesstheory.curvature.matrix import ggn, residual
 from hesstheory.estimators.from_outputs import LogitProbeTrace
 from hesstheory.estimators.probes import Probe, Rademacher
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
@@ -226,7 +226,7 @@ class WrongControl:
         rest = LayerwiseTrace(self.num_probes, self.probe, residual)(
             problem, generator, probes=probes
         )
-        return exact_traces(problem, "ggn"), rest
+        return exact_traces(problem, matrix=ggn).value, rest
 
 
 class ControlOnTheHessian(WrongControl):
@@ -236,7 +236,7 @@ class ControlOnTheHessian(WrongControl):
         self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
     ) -> tuple[Any, Estimate]:
         rest = LayerwiseTrace(self.num_probes, self.probe)(problem, generator, probes=probes)
-        return exact_traces(problem, "ggn"), rest
+        return exact_traces(problem, matrix=ggn).value, rest
 
 
 class NoControl(WrongControl):
@@ -267,7 +267,7 @@ class ControlBySeparatedProbes(WrongControl):
         rest = BlockSeparatedTrace(self.num_probes, self.probe, residual)(
             problem, generator, probes=probes
         )
-        return exact_traces(problem, "ggn"), rest
+        return exact_traces(problem, matrix=ggn).value, rest
 
 
 class ControlJustOutsideRounding(WrongControl):
