@@ -4,36 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from types import MappingProxyType
 
-from torch import nn
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Named blocks of parameters: `blocks` maps a block's name to the names of its tensors.
+    """Named blocks of parameters.
 
-    A tensor tied across blocks is listed once, in a block of its own named after its owners (`"up+down"`).
+    A tensor tied across blocks is listed once, in a block of its own that is named after its
+    owners (`"up+down"`).
+
+    Parameters
+    ----------
+    blocks
+        The names of the tensors of every block, by the name of the block.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from hesstheory import Partition
+    >>> with torch.random.fork_rng():  # a fresh layer draws its weights
+    ...     model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+    >>> dict(Partition.by_layer(model).blocks)
+    {'0': ('0.weight', '0.bias'), '2': ('2.weight', '2.bias')}
+    >>> list(Partition.by_tensor(model).blocks)
+    ['0.weight', '0.bias', '2.weight', '2.bias']
+    >>> list(Partition.by(model, lambda name: name.rpartition(".")[2]).blocks)
+    ['weight', 'bias']
     """
 
     blocks: Mapping[str, tuple[str, ...]]
 
     @classmethod
     def by(cls, model: nn.Module, label: Callable[[str], str]) -> Partition:
-        """Blocks by a function of the parameter's name; every alias of a tied tensor is asked for its label."""
+        """Blocks by a function of the parameter's name.
+
+        Parameters
+        ----------
+        model
+            Its trainable parameters are cut into blocks.
+        label
+            Maps the name of a parameter to that of its block. It is asked for every alias of a
+            tied tensor.
+
+        Raises
+        ------
+        ValueError
+            A label is no string, or empty.
+        """
         blocks: dict[str, list[str]] = {}
         for aliases in _trainable(model).values():
             owners = dict.fromkeys(label(alias) for alias in aliases)
             if bad := [owner for owner in owners if not isinstance(owner, str) or not owner]:
                 raise ValueError(
-                    f"label({aliases[0]!r}) is {bad[0]!r}: return a non-empty string for every parameter"
+                    f"label({aliases[0]!r}) is {bad[0]!r}: return a non-empty string for every "
+                    "parameter"
                 )
             blocks.setdefault("+".join(owners), []).append(aliases[0])
         return cls(MappingProxyType({name: tuple(tensors) for name, tensors in blocks.items()}))
 
     @classmethod
     def by_layer(cls, model: nn.Module) -> Partition:
-        """One block per module that owns parameters; a parameter of the root module is a block by itself."""
+        """One block per module that owns parameters; one per parameter of the root module."""
         return cls.by(model, lambda name: _owner(name) or name)
 
     @classmethod
@@ -43,12 +81,36 @@ class Partition:
 
     @classmethod
     def by_module(cls, model: nn.Module, depth: int = 1) -> Partition:
-        """One block per submodule at the given depth below the root: the stages of a network."""
+        """One block per submodule at the given depth below the root: the stages of a network.
+
+        Raises
+        ------
+        ValueError
+            The depth is less than 1.
+        """
         if depth < 1:
             raise ValueError(
                 f"depth is {depth}: the root itself has depth 0, its children 1; pass depth >= 1"
             )
         return cls.by(model, lambda name: ".".join(_owner(name).split(".")[:depth]) or name)
+
+
+def offsets_of(params: Mapping[str, Tensor]) -> Mapping[str, tuple[int, int]]:
+    """First and past-the-last position of every tensor, all laid end to end."""
+    stops = list(accumulate(p.numel() for p in params.values()))
+    return MappingProxyType(dict(zip(params, pairwise([0, *stops]), strict=True)))
+
+
+def positions_of(
+    partition: Partition, offsets: Mapping[str, tuple[int, int]]
+) -> Mapping[str, Int[Tensor, " block_params"]]:
+    """Positions of the parameters of every block, all tensors laid end to end."""
+    return MappingProxyType(
+        {
+            block: torch.cat([torch.arange(*offsets[name]) for name in names])
+            for block, names in partition.blocks.items()
+        }
+    )
 
 
 def _owner(parameter: str) -> str:
@@ -58,7 +120,7 @@ def _owner(parameter: str) -> str:
 
 
 def _trainable(model: nn.Module) -> dict[int, list[str]]:
-    """Names of every trainable tensor, all aliases of a tied one together, in the order of `named_parameters`."""
+    """Names of every trainable tensor, all aliases of a tied one together, by its identity."""
     aliases: dict[int, list[str]] = {}
     for name, parameter in uncompiled(model).named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
@@ -67,6 +129,6 @@ def _trainable(model: nn.Module) -> dict[int, list[str]]:
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
-    """What torch.compile was given: the same function of the same parameters, which can be differentiated twice."""
+    """What torch.compile was given, which can be differentiated twice."""
     original = getattr(model, "_orig_mod", None)
     return original if isinstance(original, nn.Module) else model

@@ -1,0 +1,117 @@
+"""The same problem, seen otherwise: other batches, other blocks, another precision."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from hesstheory.autograd.graph import graph_leaves
+from hesstheory.problem.admission import check_partition, layout_of, trained
+from hesstheory.problem.batches import Batch, cut, read_batches, sizes_of_batches, to_double
+from hesstheory.problem.first_pass import check_mean
+from hesstheory.problem.partition import Partition
+
+if TYPE_CHECKING:
+    from hesstheory.problem.risk import Problem
+
+
+def with_batches(problem: Problem, batches: Iterable[Batch]) -> Problem:
+    """The same model, loss and partition over other batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As from `Problem`, for what is no sequence of `(inputs, targets)`, or for several batches
+        where the loss is not the mean over samples.
+    """
+    other = copy.copy(problem)
+    other.batches = read_batches(batches)
+    other.batch_sizes = sizes_of_batches(other.batches)
+    check_mean(problem.no_mean, len(other.batches))
+    return other
+
+
+def with_partition(problem: Problem, partition: Partition) -> Problem:
+    """The same problem cut into other blocks.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As from `Problem`, for a partition that does not hold every parameter once.
+    """
+    check_partition(partition, problem.params)
+    other = copy.copy(problem)
+    vars(other).pop("index", None)  # cached, and of the other blocks
+    other.partition = partition
+    return other
+
+
+def double(problem: Problem) -> Problem:
+    """The same problem in float64, on a copy of the model; itself where it is float64 already.
+
+    Raises
+    ------
+    ValueError
+        The loss reads parameters of the model by itself, and would read the old ones.
+    """
+    if problem.dtype == torch.float64:
+        return problem
+    other = with_batches(problem, [tree_map(to_double, batch) for batch in problem.batches])
+    other.model = copy.deepcopy(problem.model).double()
+    other.params = trained(other.model)
+    other.layout = layout_of(other.model)
+    if isinstance(problem.loss_fn, nn.Module):  # it may hold weights of its own
+        other.loss_fn = copy.deepcopy(problem.loss_fn).double()
+    before = graph_leaves(problem.loss(problem.batches[0]))
+    if before & graph_leaves(other.loss(other.batches[0])):
+        raise ValueError(
+            "loss_fn reads parameters of the model by itself, so that a float64 copy would be "
+            "measured wrongly: call model.double() before building the Problem, or let the model "
+            "return the penalty"
+        )
+    return other
+
+
+def rebatched(problem: Problem, batch_size: int) -> Problem:
+    """The same risk in batches of at most so many samples, for less memory.
+
+    The order of the samples stays. Batches are cut and never joined.
+
+    Raises
+    ------
+    ValueError
+        The size is no whole number of at least 1.
+    """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}: pass a whole number of at least 1")
+    return with_batches(
+        problem,
+        [
+            cut(batch, start, start + batch_size)
+            for batch, size in zip(problem.batches, problem.batch_sizes, strict=True)
+            for start in range(0, size, batch_size)
+        ],
+    )
+
+
+def largest(problem: Problem) -> Problem:
+    """The largest batch alone, the first of them where several are."""
+    sizes = problem.batch_sizes
+    return with_batches(problem, [problem.batches[sizes.index(max(sizes))]])
+
+
+def head(problem: Problem, num_samples: int) -> Problem:
+    """The first samples of the first batch alone, as one batch."""
+    return with_batches(problem, [cut(problem.batches[0], 0, num_samples)])
+
+
+def samples(problem: Problem) -> Iterator[Problem]:
+    """One problem per sample, in the order of the batches."""
+    for batch, size in zip(problem.batches, problem.batch_sizes, strict=True):
+        for n in range(size):
+            yield with_batches(problem, [cut(batch, n, n + 1)])
