@@ -1,12 +1,18 @@
-"""What do we believe, and why? Claims with their mutants, the run that decides them and the ledger."""
+"""What do we believe, and why? Claims with their mutants, the run that decides them and the
+ledger."""
 
 from hesstheory.claims.context import SMOKE_NETWORKS, TRAINED_STEPS, Case, Context
 from hesstheory.claims.course import Run, validate
 from hesstheory.claims.decide import MutantOutcome, Outcome, decide
 from hesstheory.claims.ledger import Ledger
-from hesstheory.claims.registry import PROFILES, REGISTRY, Claim, Decide, catalogue, claim, select
+from hesstheory.claims.registry import REGISTRY, Claim, Decide, catalogue, claim, select
+from hesstheory.evidence.budget import PROFILES
 
 __all__ = [
+    "PROFILES",
+    "REGISTRY",
+    "SMOKE_NETWORKS",
+    "TRAINED_STEPS",
     "Case",
     "Claim",
     "Context",
@@ -14,11 +20,7 @@ __all__ = [
     "Ledger",
     "MutantOutcome",
     "Outcome",
-    "PROFILES",
-    "REGISTRY",
     "Run",
-    "SMOKE_NETWORKS",
-    "TRAINED_STEPS",
     "catalogue",
     "claim",
     "decide",

@@ -53,7 +53,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Context:
-    """What a claim may use: the profile, the level of one statistical test, named random streams and networks."""
+    """What a claim may use: the profile, the level of one statistical test, named random streams
+    and networks."""
 
     profile: str
     seed: int
@@ -65,7 +66,8 @@ class Context:
         return stream(self.seed, self.claim, *names)
 
     def case(self, network: str, steps: int = 0) -> Case:
-        """A network of the zoo after some training steps, built once per process and shared by all claims."""
+        """A network of the zoo after some training steps, built once per process and shared by all
+        claims."""
         return _case(network, steps, self.seed)
 
     def cases(self, networks: Sequence[str] | None = None) -> list[Case]:

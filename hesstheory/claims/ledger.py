@@ -9,29 +9,46 @@ import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from hesstheory.evidence.checks import Verdict
 from hesstheory.run.files import append_line
 
+# A line of the ledger: what JSON can hold.
+Record: TypeAlias = dict[str, Any]
+
 
 class Ledger:
-    """Append-only file of runs, one JSON record a line: a `run` header, a `claim` per decided claim, an `end`."""
+    """Append-only file of runs, one JSON record a line.
+
+    A run is a `run` header, a `claim` record for every decided claim, and an `end`. A later record
+    of a claim in the same run replaces an earlier one for the reader; both stay in the file.
+
+    Parameters
+    ----------
+    path
+        The file. It and its folder are created with the first record.
+
+    Examples -------- >>> import tempfile >>> folder = tempfile.TemporaryDirectory() >>> book =
+    Ledger(folder.name + "/ledger.jsonl") >>> book.append({"record": "claim", "run": "r1", "id":
+    "T1", "verdict": "HOLDS", "fingerprint": "f1"}) >>> print(book.verdict("T1", "f1"),
+    book.verdict("T1", "f2"), book.verdict("T2", "f1")) HOLDS STALE UNTESTED >>> folder.cleanup()
+    """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: Record) -> None:
+        """Adds one record, which is on disk when this returns."""
         append_line(self.path, record)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Record]:
         """All whole records; a line torn by a kill is skipped with a warning."""
         if not self.path.exists():
             return []
         records = []
-        for number, line in enumerate(
-            self.path.read_text(encoding="utf-8", errors="replace").splitlines(), 1
-        ):
+        lines = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
@@ -42,11 +59,13 @@ class Ledger:
                 )
         return records
 
-    def run(self, run: str) -> list[dict[str, Any]]:
-        """Records of one run, in order."""
-        return [record for record in self.records() if record.get("run") == run]
+    def run(self, run: str) -> list[Record]:
+        """Records of one run, in order, and of every claim the last one."""
+        records = [record for record in self.records() if record.get("run") == run]
+        last = {record.get("id", number): number for number, record in enumerate(records)}
+        return [records[number] for number in sorted(last.values())]
 
-    def unfinished(self, **header: Any) -> str | None:
+    def unfinished(self, **header: object) -> str | None:
         """Id of the last run if it has this header and no end."""
         heads = [record for record in self.records() if record["record"] == "run"]
         if not heads or any(heads[-1].get(key) != value for key, value in header.items()):
@@ -54,24 +73,26 @@ class Ledger:
         run = str(heads[-1]["run"])
         return None if any(record["record"] == "end" for record in self.run(run)) else run
 
+    def last_records(self) -> dict[str, Record]:
+        """The last record of every claim, by its id."""
+        claims = (record for record in self.records() if record["record"] == "claim")
+        return {str(record["id"]): record for record in claims}
+
     def verdict(self, id: str, fingerprint: str) -> Verdict:
-        """Last verdict on a claim: UNTESTED without one, STALE when the code or data have changed since."""
-        found = [
-            record
-            for record in self.records()
-            if record["record"] == "claim" and record["id"] == id
-        ]
-        if not found:
-            return Verdict.UNTESTED
-        return (
-            Verdict(found[-1]["verdict"])
-            if found[-1]["fingerprint"] == fingerprint
-            else Verdict.STALE
-        )
+        """Last verdict on a claim: UNTESTED without one, STALE when code or data have changed
+        since."""
+        return verdict_now(self.last_records().get(id), fingerprint)
 
 
-def plain(value: Any) -> Any:
-    """JSON has no NaN, no infinity and no numpy scalars."""
+def verdict_now(record: Mapping[str, Any] | None, fingerprint: str) -> Verdict:
+    """What a claim's last record is worth for the code with this fingerprint."""
+    if record is None:
+        return Verdict.UNTESTED
+    return Verdict(record["verdict"]) if record["fingerprint"] == fingerprint else Verdict.STALE
+
+
+def plain(value: object) -> object:
+    """The value in what JSON has: no NaN, no infinity, no scalars of numpy."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -84,4 +105,5 @@ def plain(value: Any) -> Any:
 
 
 def now() -> str:
+    """Universal time to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

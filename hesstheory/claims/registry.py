@@ -8,21 +8,40 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeAlias
 
+from hesstheory.claims.context import Context
+from hesstheory.claims.premises import check_premises
 from hesstheory.evidence.budget import PROFILES
 from hesstheory.evidence.checks import Check, Verdict
+from hesstheory.run.sources import CLAIM_PACKAGES
 
-Decide = Callable[[Any, "Context"], Iterable[Check]]
+# A formula, a matrix or an estimator: only the claim knows how to call it.
+Subject: TypeAlias = Any
+
+Decide: TypeAlias = Callable[[Subject, Context], Iterable[Check]]
 
 
 @dataclass(frozen=True)
 class Claim:
     """A statement that can be decided.
 
-    `decide(subject, context)` yields checks of the subject: a formula or an estimator. Each mutant stands in for the
-    subject and must change the outcome of a check. `statistical` counts the statistical checks that decide yields.
+    Attributes
+    ----------
+    decide
+        `decide(subject, context)` yields checks of the subject.
+    subject
+        A formula or an estimator.
+    mutants
+        Each stands in for the subject and must change the outcome of a check.
+    statistical
+        Number of statistical checks that `decide` yields at most. They share the level of the
+        suite.
+    profile
+        The smallest profile that can decide the claim.
+    rests_on
+        Ids of the claims that its derivation or its evidence uses.
     """
 
     id: str
@@ -32,8 +51,8 @@ class Claim:
     source: str
     expected: Verdict
     reason: str
-    subject: Any
-    mutants: Mapping[str, Any]
+    subject: Subject
+    mutants: Mapping[str, Subject]
     decide: Decide
     statistical: int = 0
     profile: str = "smoke"
@@ -47,8 +66,8 @@ def claim(
     id: str,
     statement: str,
     *,
-    subject: Any = None,
-    mutants: Sequence[Any] = (),
+    subject: Subject = None,
+    mutants: Sequence[Subject] = (),
     expected: Verdict = Verdict.HOLDS,
     reason: str,
     source: str = "ours",
@@ -57,73 +76,151 @@ def claim(
     profile: str = "smoke",
     rests_on: Sequence[str] = (),
 ) -> Callable[[Decide], Decide]:
-    """Registers the decorated `decide(subject, context)` as a claim; its name becomes the claim's title.
+    """Registers the decorated `decide(subject, context)` as a claim.
 
-    `expected` with its `reason` is what is known on paper: validation fails when the verdict differs, either way.
-    `profile` is the smallest profile that can decide the claim. Mutants are classes, functions or instances whose
-    docstring names the sin.
+    The name of the function becomes the title of the claim.
+
+    Parameters
+    ----------
+    id
+        Letter, number and optional part, such as `T2` or `T8.a`.
+    statement
+        One sentence that can be true or false.
+    subject
+        What is checked: a formula or an estimator.
+    mutants
+        Wrong versions of the subject. The first line of each docstring names the sin.
+    expected, reason
+        What is known on paper, and why. Validation fails when the verdict differs, either way.
+    source
+        Who published the statement.
+    formula
+        The statement in LaTeX.
+    statistical
+        Number of statistical checks. Each of them and each mutant is paid for from the level of the
+        suite.
+    profile
+        The smallest profile that can decide the claim: `smoke`, `ci` or `full`.
+    rests_on
+        Ids of the claims that the derivation or the evidence uses.
+
+    Returns
+    -------
+    callable
+        A decorator that gives the function back.
+
+    Raises
+    ------
+    ValueError
+        If the profile is unknown, the expected verdict is no outcome of checks, the smoke profile
+        would have to draw numbers, the id is taken, or two mutants have one name.
+
+    Examples
+    --------
+    >>> from hesstheory.claims.registry import REGISTRY
+    >>> from hesstheory.evidence import exact
+    >>> def double(x):
+    ...     return 2 * x
+    >>> def triple(x):
+    ...     "Adds x once too often."
+    ...     return 3 * x
+    >>> @claim("X1", "2x = x + x.", subject=double, mutants=[triple], reason="counting")
+    ... def doubling_is_adding(formula, context):
+    ...     yield exact("at x = 3", formula(3.0), 3.0 + 3.0)
+    >>> REGISTRY.pop("X1").title
+    'doubling is adding'
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
-    if expected in (Verdict.STALE, Verdict.UNTESTED):
-        raise ValueError(
-            f"claim {id} expects {expected}, which is no outcome of checks: pass expected=Verdict.HOLDS"
-        )
-    if statistical and profile == "smoke":
-        raise ValueError(
-            f"claim {id} has statistical checks, which the smoke profile leaves out: pass profile='ci'"
-        )
+    _check_settings(id, expected, statistical, profile)
 
     def register(decide: Decide) -> Decide:
-        known = REGISTRY.get(id)
-        if known and (known.decide.__module__, known.decide.__qualname__) != (
-            decide.__module__,
-            decide.__qualname__,
-        ):
-            raise ValueError(
-                f"claim {id} is registered twice: {known.decide.__module__} and {decide.__module__}"
-            )
-        title = decide.__name__.replace("_", " ")
-        named = {_mutant_name(mutant): mutant for mutant in mutants}
+        _check_free(id, decide)
+        named = {mutant_name(mutant): mutant for mutant in mutants}
         if len(named) != len(mutants):
-            raise ValueError(
-                f"claim {id} has two mutants of one name: {sorted(map(_mutant_name, mutants))}"
-            )
+            names = sorted(map(mutant_name, mutants))
+            raise ValueError(f"claim {id} has two mutants of one name: {names}")
+        title = decide.__name__.replace("_", " ")
         REGISTRY[id] = Claim(
-            id,
-            title,
-            statement,
-            formula,
-            source,
-            expected,
-            reason,
-            subject,
-            named,
-            decide,
-            statistical,
-            profile,
-            tuple(rests_on),
-        )
+            id, title, statement, formula, source, expected, reason, subject, named, decide,
+            statistical, profile, tuple(rests_on),
+        )  # fmt: skip
         return decide
 
     return register
 
 
-def catalogue() -> dict[str, Claim]:
-    """All claims of the installed claim packages and those registered by the caller, in natural order of their ids.
+def _check_settings(id: str, expected: Verdict, statistical: int, profile: str) -> None:
+    """Refuses settings that contradict each other."""
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
+    if expected in (Verdict.STALE, Verdict.UNTESTED):
+        raise ValueError(
+            f"claim {id} expects {expected}, which is no outcome of checks: "
+            f"pass expected=Verdict.HOLDS"
+        )
+    if statistical and profile == "smoke":
+        raise ValueError(
+            f"claim {id} has statistical checks, which the smoke profile leaves out: "
+            f"pass profile='ci'"
+        )
 
-    A claim package is a package named by an entry point of the group `hesstheory.claims`; all its modules are imported,
-    but for those of notebooks.
+
+def _check_free(id: str, decide: Decide) -> None:
+    """Refuses an id of another function; a module that is reloaded registers its own again."""
+    known = REGISTRY.get(id)
+    if known is None:
+        return
+    before = known.decide.__module__, known.decide.__qualname__
+    if before != (decide.__module__, decide.__qualname__):
+        raise ValueError(
+            f"claim {id} is registered twice: {known.decide.__module__} and {decide.__module__}"
+        )
+
+
+def catalogue() -> dict[str, Claim]:
+    """All claims of the installed claim packages and of the caller, in natural order of their ids.
+
+    A claim package is named by an entry point of the group `hesstheory.claims`. All its modules are
+    imported.
+
+    Returns
+    -------
+    dict
+        Claims by id: T2 comes before T10.
+
+    Raises
+    ------
+    ImportError
+        If a claim package cannot be imported.
+    ValueError
+        If a claim rests on an unknown one, on itself, or on one that is expected to be refuted.
     """
-    for package in entry_points(group="hesstheory.claims"):
+    for package in entry_points(group=CLAIM_PACKAGES):
+        _import_all(package)
+    claims = dict(sorted(REGISTRY.items(), key=lambda item: natural_order(item[0])))
+    check_premises(
+        {id: c.rests_on for id, c in claims.items()}, {id: c.expected for id, c in claims.items()}
+    )
+    return claims
+
+
+def _import_all(package: EntryPoint) -> None:
+    """Imports every module of a claim package."""
+    try:
         root = package.load()
-        for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+        for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{root.__name__}."):
             importlib.import_module(module.name)
-    return dict(sorted(REGISTRY.items(), key=lambda item: natural_order(item[0])))
+    except ImportError as error:
+        raise ImportError(
+            f"the claim package {package.value} (entry point {package.name!r} of the group "
+            f"{CLAIM_PACKAGES}) cannot be imported: {error}; install what it needs, or uninstall it"
+        ) from error
 
 
 def select(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
-    """Ids of the named claims; `T1` also means its parts `T1.a`, …, and no name means all. Raises KeyError."""
+    """Ids of the named claims; `T1` also means its parts `T1.a`, …, and no name means all.
+
+    Raises KeyError for a name that no claim has.
+    """
     chosen: dict[str, None] = {}
     for name in names or claims:
         found = [id for id in claims if id == name or id.startswith(name + ".")]
@@ -133,19 +230,22 @@ def select(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
     return sorted(chosen, key=natural_order)
 
 
-def _mutant_name(mutant: Any) -> str:
+def mutant_name(mutant: Subject) -> str:
+    """Name of a function, or of the class of an instance."""
     if isinstance(mutant, partial):
-        return _mutant_name(mutant.func)
+        return mutant_name(mutant.func)
     return str(getattr(mutant, "__name__", type(mutant).__name__))
 
 
-def sin_of(mutant: Any) -> str:
+def sin_of(mutant: Subject) -> str:
+    """First line of the docstring, which says what is wrong with the mutant."""
     documented = mutant.func if isinstance(mutant, partial) else mutant
     lines = (inspect.getdoc(documented) or "").splitlines()
     return lines[0] if lines else "undocumented"
 
 
-def natural_order(id: str) -> tuple[Any, ...]:
+def natural_order(id: str) -> tuple[str, int, str]:
+    """Sorts T2 before T10, and T10 before T10.a."""
     head, _, part = id.partition(".")
     digits = "".join(c for c in head if c.isdigit())
     return (head.rstrip("0123456789"), int(digits or 0), part)

@@ -42,7 +42,8 @@ def fingerprint_of(module: str, data: Sequence[str | os.PathLike[str]] = ()) -> 
     Parameters
     ----------
     module
-        Dotted name of a module, such as `hesstheory_validation.variance.claims`. It need not be imported.
+        Dotted name of a module, such as `hesstheory_validation.variance.claims`. It need not be
+        imported.
     data
         Files that the module reads. Their bytes count, the folder that they lie in does not.
 
@@ -75,7 +76,8 @@ def fingerprint_of(module: str, data: Sequence[str | os.PathLike[str]] = ()) -> 
 
 
 def fingerprint(*packages: str) -> str:
-    """Hash of all source files of the named packages, and of the versions of the libraries that they compute with."""
+    """Hash of all source files of the named packages, and of the versions of the libraries that
+    they compute with."""
     digest = hashlib.sha256()
     for package in packages:
         root = Path(str(sys.modules[package].__file__)).parent

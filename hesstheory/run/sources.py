@@ -28,8 +28,8 @@ class Import:
 class Source:
     """A module without comments, docstrings and what only type checkers read.
 
-    `code` is all of it. `own` leaves out imports and names with two underscores: what a package does by itself when
-    one of its modules is imported.
+    `code` is all of it. `own` leaves out imports and names with two underscores: what a package
+    does by itself when one of its modules is imported.
     """
 
     code: str
@@ -60,11 +60,12 @@ def read(path: Path) -> Source:
 
 
 def sources_reached(module: str) -> dict[str, str]:
-    """Code of a module and of all that it imports, transitively, from its own package, hesstheory and claim packages.
+    """Code of a module and of all that it imports, transitively, from its own package, hesstheory
+    and claim packages.
 
-    Imports inside functions count, those under `if TYPE_CHECKING` do not. A name imported from a package leads to the
-    file that defines it; of the packages around a module only their own statements count. Modules that are loaded by a
-    computed name are not seen.
+    Imports inside functions count, those under `if TYPE_CHECKING` do not. A name imported from a
+    package leads to the file that defines it; of the packages around a module only their own
+    statements count. Modules that are loaded by a computed name are not seen.
     """
     tops = {module.partition(".")[0], "hesstheory", *_tops_of_claim_packages()}
     found: dict[str, str] = {}
@@ -108,7 +109,8 @@ def _packages_around(module: str) -> dict[str, str]:
 
 
 def _all_imports(module: str, path: Path) -> Iterator[Import]:
-    """Imports of a module as absolute names; those of a package that loads lazily stand in its stub."""
+    """Imports of a module as absolute names; those of a package that loads lazily stand in its
+    stub."""
     package = module if path.stem == "__init__" else module.rpartition(".")[0]
     stub = path.with_suffix(".pyi")
     for file in (path, stub) if stub.is_file() else (path,):
@@ -126,7 +128,8 @@ def _absolute(module: str, package: str) -> str:
 
 
 def _defining(wanted: Import) -> list[str]:
-    """Modules that an import leads to: a submodule, where a package takes the name from, or the module itself."""
+    """Modules that an import leads to: a submodule, where a package takes the name from, or the
+    module itself."""
     seen = set()
     while wanted.name and wanted not in seen:
         seen.add(wanted)
@@ -145,7 +148,8 @@ def _defining(wanted: Import) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def _read(path: Path, changed: int, size: int) -> Source:
-    """The file as parsed; time and size of the file are part of the key, so that an edit is seen."""
+    """The file as parsed; time and size of the file are part of the key, so that an edit is
+    seen."""
     tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8")))
     own = [statement for statement in tree.body if not _only_names(statement)]
     return Source(
