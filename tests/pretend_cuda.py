@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -20,6 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CUDA = torch.device("cuda", 0)
 MEMORY = 16 * 2**30
+# What its errors say, as those of CUDA do.
+MIXED = "at least two devices, cuda:0 and cpu"
+NUMPY = "can't convert cuda:0 device"
+STREAM = "device type for generator"
 _INSIDE = torch.device("lazy", 0)  # what C++ takes CUDA for
 
 _aten: Any = torch.ops.aten
@@ -292,3 +297,21 @@ def pretend_cuda() -> Iterator[None]:
             yield
     finally:
         torch._C._set_only_lift_cpu_tensors(before)
+
+
+# --- fixtures, which the conftest of a folder imports ---------------------------------------------
+
+
+@pytest.fixture
+def device() -> Iterator[torch.device]:
+    """The pretended device; a fault fails the test even where the library survived it."""
+    with pretend_cuda():
+        yield CUDA
+        assert not faults
+
+
+@pytest.fixture
+def faulty() -> Iterator[torch.device]:
+    """The pretended device where faults are meant."""
+    with pretend_cuda():
+        yield CUDA

@@ -17,11 +17,12 @@ import pandas as pd
 import torch
 
 from hesstheory.bench import cost
-from hesstheory.bench.cost import ERROR, Clock, Cost, Say, Spread, peaks
+from hesstheory.bench.cost import ERROR, Cost, Say, Spread, peaks
 from hesstheory.bench.dense import measure_dense
 from hesstheory.bench.problems import CONTROL, SETTINGS, WAYS, Setting, Way, check_names
 from hesstheory.conformance.subjects import peers
 from hesstheory.problem.risk import Problem
+from hesstheory.run.clock import RelativeClock
 from hesstheory.run.provenance import provenance
 from hesstheory.run.streams import stream
 
@@ -74,8 +75,8 @@ def measure(
     problem, about = setting.build(tiny, True), setting.about + ", in small" * tiny
     ways, absent = available(setting)
     ways = warmed(problem, ways, absent, say)
-    clock = Clock(problem)
-    entries = _costs(clock, setting, ways, repeats, say)
+    clock = cost.clock_of(problem)
+    entries = _costs(clock, problem, setting, ways, repeats, say)
     traces, traces_found = cost.reference_traces(setting, problem)
     draws = min(setting.draws, 10) if tiny else setting.draws
     spreads = cost.measure_spreads(setting, problem, ways, traces, draws, say)
@@ -127,10 +128,14 @@ def _memory(name: str, ways: Iterable[str], tiny: bool) -> dict[str, int | None]
 
 
 def _costs(
-    clock: Clock, setting: Setting, ways: Mapping[str, Way], repeats: int, say: Say
+    clock: RelativeClock,
+    problem: Problem,
+    setting: Setting,
+    ways: Mapping[str, Way],
+    repeats: int,
+    say: Say,
 ) -> dict[str, dict[str, Any]]:
     """What every way costs, in the order of the ways; `pieces` is for the arithmetic of work."""
-    problem = clock.problem
     together = {key: way for key, way in ways.items() if not way.apart}
 
     def call(key: str) -> Callable[[int], object]:
@@ -145,7 +150,7 @@ def _costs(
             say(f"cost of {key}, block by block")
             rounds = 1 if setting.stride > 1 else repeats
             entries[key] = _apart_entry(
-                setting, cost.cost_by_block(clock, way, setting, rounds), rounds
+                setting, cost.cost_by_block(clock, problem, way, setting, rounds), rounds
             )
         else:
             entries[key] = _together_entry(setting.counts, costs[key], way.exact)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +16,7 @@ from hesstheory.bench.problems import SETTINGS
 from hesstheory.conformance.subjects import peers
 from hesstheory.curvature.matrix import hessian
 from hesstheory.problem.risk import Problem
-from hesstheory.run import memory
+from hesstheory.run import clock, memory
 
 
 def _flat_risk(problem: Problem) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -71,12 +70,10 @@ def dense_once(way: str, tiny: bool) -> tuple[float, float, int | None, float]:
     torch.set_num_threads(1)
     DENSE[way](SETTINGS["dense"].build(True, False))  # loads the libraries
     problem = SETTINGS["dense"].build(tiny, False)
-    unit = cost.seconds_of(lambda: cost.gradient(problem))
+    unit = clock.cpu_seconds_of(lambda: cost.gradient(problem))
     before = memory.resident_now()
-    start = time.process_time()
-    H = DENSE[way](problem)
-    seconds = time.process_time() - start
-    peak = None if before is None else memory.resident("VmHWM") - before
+    seconds, H = clock.cpu_timed(lambda: DENSE[way](problem))
+    peak = None if before is None else memory.resident_peak() - before
     return unit, seconds, peak, float(H.norm())
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, jvp
 
 from hesstheory import LayerwiseTrace, Problem, exact_traces
-from hesstheory.bench.cost import Clock, gradient
+from hesstheory.bench.cost import clock_of, gradient
 from hesstheory.bench.problems import SETTINGS
 from hesstheory.run.files import write_atomically
 from hesstheory.run.provenance import provenance
@@ -84,7 +84,7 @@ def main() -> None:
     }
     for name in options.problems:
         problem = SETTINGS[name].build(options.tiny, True)
-        clock, calls = Clock(problem), dict(ways(problem))
+        clock, calls = clock_of(problem), dict(ways(problem))
         costs: dict[str, list[float]] = {}
         report[name] = {"gradient_seconds": None, "gradients": {}}
         for key, call in list(calls.items()):

@@ -1,4 +1,4 @@
-"""Files survive a kill: an old one stays until the new one is whole, and a ledger is only ever added to."""
+"""Files survive a kill; a ledger is only ever added to."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+from hesstheory.run import files
 from hesstheory.run.files import append_line, write_atomically
 
 
@@ -17,6 +18,14 @@ def test_a_file_is_written_and_replaced_whole(tmp_path):
         assert path.read_text(encoding="utf-8") == text
         assert path.stat().st_mode & 0o777 == 0o644
         assert list(path.parent.iterdir()) == [path]
+
+
+def test_bytes_and_text_are_the_same_file(tmp_path):
+    for content in ("Σ\r\n\n", "Σ\r\n\n".encode()):
+        write_atomically(tmp_path / "page", content)
+        assert (tmp_path / "page").read_bytes() == "Σ\r\n\n".encode()
+    write_atomically(tmp_path / "figure.png", bytes(range(256)))
+    assert (tmp_path / "figure.png").read_bytes() == bytes(range(256))
 
 
 FAILURES = {
@@ -39,7 +48,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
 
     with monkeypatch.context() as patch:
         if step is not None:
-            patch.setattr(execution.os, step, fail)
+            patch.setattr(files.os, step, fail)
         with pytest.raises(error):
             write_atomically(path, text)
     assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
@@ -77,7 +86,8 @@ def test_a_line_is_added_to_whatever_is_there(before, kept, tmp_path):
 
 def test_a_long_ledger_is_not_read_to_be_added_to(tmp_path):
     """A file without blocks on the disk, larger than the memory."""
-    path, size = tmp_path / "ledger.jsonl", 2**40
+    path = tmp_path / "ledger.jsonl"
+    size = 2**40
     path.touch()
     os.truncate(path, size)
     append_line(path, {"n": 1})
