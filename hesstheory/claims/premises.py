@@ -8,7 +8,7 @@ from hesstheory.evidence.checks import Verdict
 
 Premises = Mapping[str, Sequence[str]]
 
-# These say that a statement is true, at least somewhere: more than a refuted premise leaves standing.
+# These say that a statement is true somewhere: more than a refuted premise leaves standing.
 _AFFIRMED = (Verdict.HOLDS, Verdict.CONDITIONAL)
 
 
@@ -21,12 +21,7 @@ def check_premises(rests_on: Premises, expected: Mapping[str, Verdict]) -> None:
     ValueError
         With the id of the claim and what to change.
     """
-    for id, premises in rests_on.items():
-        if unknown := [premise for premise in premises if premise not in rests_on]:
-            raise ValueError(
-                f"claim {id} rests on {', '.join(unknown)}, which no claim package registers: "
-                f"correct rests_on="
-            )
+    _check_known(rests_on)
     for id in rests_on:
         if circle := _circle_from(id, rests_on):
             raise ValueError(
@@ -37,8 +32,18 @@ def check_premises(rests_on: Premises, expected: Mapping[str, Verdict]) -> None:
         refuted = refuted_premises(id, rests_on, expected)
         if refuted and verdict in _AFFIRMED:
             raise ValueError(
-                f"claim {id} expects {verdict}, but rests on {', '.join(refuted)}, which is expected "
-                f"to be refuted: pass expected=Verdict.INCONCLUSIVE, or derive it without that"
+                f"claim {id} expects {verdict}, but rests on {', '.join(refuted)}, which is "
+                f"expected to be refuted: pass expected=Verdict.INCONCLUSIVE, or derive it without that"
+            )
+
+
+def _check_known(rests_on: Premises) -> None:
+    """Refuses premises that no claim has as its id."""
+    for id, premises in rests_on.items():
+        if unknown := [premise for premise in premises if premise not in rests_on]:
+            raise ValueError(
+                f"claim {id} rests on {', '.join(unknown)}, which no claim package registers: "
+                f"correct rests_on="
             )
 
 

@@ -62,6 +62,10 @@ class Claim:
 REGISTRY: dict[str, Claim] = {}
 
 
+class ClaimPackageError(ImportError):
+    """An installed claim package cannot be imported."""
+
+
 def claim(
     id: str,
     statement: str,
@@ -189,7 +193,7 @@ def catalogue() -> dict[str, Claim]:
 
     Raises
     ------
-    ImportError
+    ClaimPackageError
         If a claim package cannot be imported.
     ValueError
         If a claim rests on an unknown one, on itself, or on one that is expected to be refuted.
@@ -210,7 +214,7 @@ def _import_all(package: EntryPoint) -> None:
         for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{root.__name__}."):
             importlib.import_module(module.name)
     except ImportError as error:
-        raise ImportError(
+        raise ClaimPackageError(
             f"the claim package {package.value} (entry point {package.name!r} of the group "
             f"{CLAIM_PACKAGES}) cannot be imported: {error}; install what it needs, or uninstall it"
         ) from error
