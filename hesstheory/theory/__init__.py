@@ -1,20 +1,22 @@
 """What should come out? The closed forms, each one short function in the symbols of its theorem.
 
-Every function takes torch tensors, numpy arrays and sympy matrices alike, so that the formula which sympy proves is the
-one which the code uses. Nothing here draws, differentiates or estimates: a prediction is never computed from what it
-predicts.
+Every function takes torch tensors, numpy arrays and sympy matrices alike. The formula that sympy
+proves is therefore the one that the code uses. Nothing here draws, differentiates or estimates:
+a prediction is never computed from what it predicts.
 
-Notation: H symmetric P×P with blocks H_lm over layers l = 1..L; a probe z has independent entries of mean 0, variance 1
-and fourth moment κ = E z⁴ (Rademacher 1, Gaussian 3); q_l = z_lᵀ(Hz)_l; ‖·‖ is the Frobenius norm, ‖·‖₂ the spectral
-one; b of n samples make a mini-batch B; K probes share a mini-batch. G is the Gauss-Newton matrix, J_nl the Jacobian of
-the outputs of sample n in layer l, S_n S_nᵀ its loss Hessian in the outputs. T1 to T20, G5 to G7 are entries of the
-catalogue of claims.
+Notation
+--------
+H is symmetric, P×P, with blocks H_lm over the layers l = 1..L.
+A probe z has independent entries of mean 0, variance 1 and fourth moment κ = E z⁴
+(Rademacher 1, Gaussian 3), and q_l = z_lᵀ(Hz)_l estimates tr H_ll.
+‖·‖ is the Frobenius norm, ‖·‖₂ the spectral one.
+b of n samples make a mini-batch B, on which K probes are drawn.
+G is the Gauss-Newton matrix, J_nl the Jacobian of the outputs of sample n in layer l, and
+S_n S_nᵀ its loss Hessian in the outputs.
+T1 to T20 and G5 to G7 are claims, listed in `validation/CLAIMS.md`.
 """
 
 from hesstheory.theory.batches import (
-    Anova,
-    anova,
-    anova_inverse_bias,
     batch_trace_variance,
     budget_variance,
     cost_optimal_num_probes,
@@ -26,6 +28,14 @@ from hesstheory.theory.batches import (
     total_variance,
     total_variance_curve,
 )
+from hesstheory.theory.components import Anova, anova, anova_inverse_bias
+from hesstheory.theory.designs import (
+    crossover_margin,
+    full_vector_wins,
+    orthogonal_probe_variance,
+    per_sample_probe_variance,
+    per_sample_probes_win,
+)
 from hesstheory.theory.matrices import Matrix, Scalar, squared_norm
 from hesstheory.theory.outputs import (
     ggn_coupling,
@@ -34,11 +44,6 @@ from hesstheory.theory.outputs import (
     summed_logit_probe_variance,
 )
 from hesstheory.theory.probes import (
-    crossover_margin,
-    full_vector_wins,
-    orthogonal_probe_variance,
-    per_sample_probe_variance,
-    per_sample_probes_win,
     probe_covariance,
     probe_covariance_matrix,
     probe_variance,
@@ -61,12 +66,12 @@ from hesstheory.theory.tails import (
 from hesstheory.theory.ties import Bounds, tied_bias, tied_bias_bounds
 
 __all__ = [
-    "Anova",
-    "Bounds",
     "GAUSSIAN_TAIL",
-    "Matrix",
     "RADEMACHER_TAIL",
     "SHARP_RADEMACHER_TAIL",
+    "Anova",
+    "Bounds",
+    "Matrix",
     "Scalar",
     "TailConstants",
     "anova",

@@ -1,64 +1,171 @@
-"""Variance and covariance of estimates from probes."""
+"""Variance and covariance of the estimates from one product."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from hesstheory.theory.matrices import (
     Matrix,
     Scalar,
-    as_array,
     block_rows,
-    check_num_probes,
     checked_symmetric,
     constant_like,
     cross_term,
+    diagonals,
     off_diagonal,
     require,
-    require_nonnegative,
     squared_norm,
+    sum_of_squares,
 )
 
 
 def probe_variance(H_ll: Matrix, cross_blocks: Iterable[Matrix], kurtosis: Scalar) -> Scalar:
-    """Variance of q_l from one full-vector probe.
+    """Variance of the estimate q_l = z_lᵀ(Hz)_l of tr H_ll from one full-vector probe.
 
     Var q_l = 2‖H_ll‖² + (κ−3) Σ_i H_ii² + Σ_{m≠l} ‖H_lm‖²
 
-    Without cross blocks it is the variance of a probe supported on layer l and, for all of H, the classical Var zᵀHz.
-    Written as 2‖off-diagonal‖² + (κ−1) Σ H_ii² + …, which cannot cancel. Claim T2.
+    It is computed as 2‖off-diagonal‖² + (κ−1) Σ H_ii² + …, in which no terms cancel.
+
+    Parameters
+    ----------
+    H_ll
+        Diagonal block, p×p and symmetric. A stack …×p×p gives the variance of each.
+    cross_blocks
+        H_lm for every other layer m, p×p_m. None of them for a probe that is zero outside
+        layer l, and for the classical Var zᵀHz of the whole matrix.
+    kurtosis
+        κ = E z⁴ of the probe's entries: 1 for signs, 3 for normal ones.
+
+    Returns
+    -------
+    Scalar
+        Variance, in the units of H squared.
+
+    Raises
+    ------
+    ValueError
+        H_ll is not symmetric, a block has other rows, or κ < 1.
+
+    Notes
+    -----
+    Claim T2.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> float(theory.probe_variance([[1.0, 2.0], [2.0, 4.0]], [[[3.0], [0.0]]], kurtosis=1))
+    25.0
     """
-    H_ll = checked_symmetric(H_ll)
+    H_ll = checked_symmetric(H_ll, stack=True)
     require(
         kurtosis >= 1,
         "kurtosis is E z⁴ (Rademacher 1, Gaussian 3), never below 1: got {}, an excess?",
         kurtosis,
     )
-    own = 2 * squared_norm(off_diagonal(H_ll)) + (kurtosis - 1) * squared_norm(H_ll.diagonal())
+    off = 2 * sum_of_squares(off_diagonal(H_ll), 2)
+    own = off + (kurtosis - 1) * sum_of_squares(diagonals(H_ll), 1)
     return own + cross_term(H_ll, cross_blocks)
 
 
 def probe_variance_from_norms(
     squared_norm: Scalar, diagonal_squares: Scalar, cross_squares: Scalar, kurtosis: Scalar
 ) -> Scalar:
-    """`probe_variance` from norms: 2‖H_ll‖² + (κ−3) Σ_i H_ii² + Σ_{m≠l} ‖H_lm‖². Claim T2.
+    """Variance of one full-vector probe from three norms of the layer's rows.
 
-    `cross_squares` is 0 for a probe supported on layer l. Written so that no term cancels for κ ≥ 1.
+    Var q_l = 2‖H_ll‖² + (κ−3) Σ_i H_ii² + Σ_{m≠l} ‖H_lm‖²
+
+    Parameters
+    ----------
+    squared_norm
+        ‖H_ll‖².
+    diagonal_squares
+        Σ_i H_ii² over the layer's parameters.
+    cross_squares
+        Σ_{m≠l} ‖H_lm‖²; 0 for a probe that is zero outside layer l.
+    kurtosis
+        κ = E z⁴ of the probe's entries.
+
+    Returns
+    -------
+    Scalar
+        Variance, in the units of H squared. Arrays of norms give an array.
+
+    Notes
+    -----
+    Claim T2.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> theory.probe_variance_from_norms(25.0, 17.0, 9.0, kurtosis=1)
+    25.0
     """
     off_diagonal_squares = squared_norm - diagonal_squares
     return 2 * off_diagonal_squares + (kurtosis - 1) * diagonal_squares + cross_squares
 
 
 def probe_covariance(H_lm: Matrix) -> Scalar:
-    """Covariance of two layers' estimates from one probe: Cov(q_l, q_m) = ‖H_lm‖² for l ≠ m, whatever κ. Claim T3."""
+    """Covariance of the estimates of two layers from one probe.
+
+    Cov(q_l, q_m) = ‖H_lm‖² for l ≠ m, whatever κ
+
+    Parameters
+    ----------
+    H_lm
+        Block of rows of layer l and columns of layer m.
+
+    Returns
+    -------
+    Scalar
+        Covariance, in the units of H squared.
+
+    Notes
+    -----
+    Claim T3.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> float(theory.probe_covariance([[3.0], [4.0]]))
+    25.0
+    """
     return squared_norm(H_lm)
 
 
-def probe_covariance_matrix(H: Matrix, index: Mapping[str, Any], kurtosis: Scalar) -> Matrix:
-    """The L×L covariance of (q_1, …, q_L): T2 on the diagonal, T3 off it; its entries sum to Var zᵀHz.
+def probe_covariance_matrix(H: Matrix, index: Mapping[str, Matrix], kurtosis: Scalar) -> Matrix:
+    """Covariance matrix of the estimates (q_1, …, q_L) of all layers from one probe.
 
-    `index` maps each block to the rows of H it owns, in any order; raises unless every row is owned exactly once.
+    C_ll = Var q_l (T2), C_lm = ‖H_lm‖² (T3); the entries sum to Var zᵀHz
+
+    Parameters
+    ----------
+    H
+        The whole matrix, P×P and symmetric.
+    index
+        The rows that each block owns, in any order.
+    kurtosis
+        κ = E z⁴ of the probe's entries.
+
+    Returns
+    -------
+    Matrix
+        L×L, in the order of `index`.
+
+    Raises
+    ------
+    ValueError
+        A row has no block, or more than one.
+
+    Notes
+    -----
+    Claims T2 and T3.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> H = [[1.0, 2.0, 3.0], [2.0, 4.0, 0.0], [3.0, 0.0, 5.0]]
+    >>> theory.probe_covariance_matrix(H, {"a": [0, 1], "b": [2]}, kurtosis=1).tolist()
+    [[25.0, 9.0], [9.0, 9.0]]
     """
     A = checked_symmetric(H)
     rows = [block_rows(i) for i in index.values()]
@@ -66,20 +173,40 @@ def probe_covariance_matrix(H: Matrix, index: Mapping[str, Any], kurtosis: Scala
         raise ValueError(
             f"index must own each of the {len(A)} rows of H exactly once; complete the partition"
         )
-    blocks = [[A[i][:, j] for j in rows] for i in rows]
     C = A[: len(rows), : len(rows)] * 0
-    for a, row in enumerate(blocks):
+    for a, own in enumerate(rows):
+        row = [A[own][:, other] for other in rows]
         for b, H_ab in enumerate(row):
-            C[a, b] = (
-                probe_covariance(H_ab)
-                if a != b
-                else probe_variance(H_ab, row[:a] + row[a + 1 :], kurtosis)
-            )
+            others = row[:a] + row[a + 1 :]
+            C[a, b] = probe_variance(H_ab, others, kurtosis) if a == b else probe_covariance(H_ab)
     return constant_like(C, H)
 
 
 def rademacher_advantage(H_ll: Matrix) -> Scalar:
-    """What signs save over normal probes: Var_Gauss q_l − Var_Rademacher q_l = 2 Σ_{i∈l} H_ii² ≥ 0. Claim T4."""
+    """Variance that sign probes save against normal probes.
+
+    Var_Gauss q_l − Var_Rademacher q_l = 2 Σ_{i∈l} H_ii² ≥ 0
+
+    Parameters
+    ----------
+    H_ll
+        Diagonal block, p×p and symmetric.
+
+    Returns
+    -------
+    Scalar
+        Difference of variances, in the units of H squared.
+
+    Notes
+    -----
+    Claim T4.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> float(theory.rademacher_advantage([[1.0, 2.0], [2.0, 4.0]]))
+    34.0
+    """
     return 2 * squared_norm(checked_symmetric(H_ll).diagonal())
 
 
@@ -88,9 +215,39 @@ def sphere_variance(H_ll: Matrix, cross_blocks: Iterable[Matrix], num_params: Sc
 
     Var q_l = P/(P+2)·(2‖H_ll‖² + Σ_{m≠l} ‖H_lm‖²) − 2/(P+2)·(tr H_ll)²
 
-    Written with ‖H_ll‖² = ‖H_ll − (t/p)I‖² + t²/p for a p×p block of trace t, which cannot cancel. Claim T5.
+    It is computed with ‖H_ll‖² = ‖H_ll − (t/p)I‖² + t²/p, t the trace, so that nothing cancels.
+
+    Parameters
+    ----------
+    H_ll
+        Diagonal block, p×p and symmetric.
+    cross_blocks
+        H_lm for every other layer m.
+    num_params
+        P, the parameters of all layers together.
+
+    Returns
+    -------
+    Scalar
+        Variance, in the units of H squared.
+
+    Raises
+    ------
+    ValueError
+        P < p.
+
+    Notes
+    -----
+    Claim T5.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> float(theory.sphere_variance([[1.0, 0.0], [0.0, 3.0]], [], num_params=2))
+    2.0
     """
-    H_ll, P = checked_symmetric(H_ll), num_params
+    H_ll = checked_symmetric(H_ll)
+    P = num_params
     p = len(H_ll)
     require(
         p <= P,
@@ -107,38 +264,44 @@ def sphere_variance(H_ll: Matrix, cross_blocks: Iterable[Matrix], num_params: Sc
     return (2 * spread + cross_term(H_ll, cross_blocks)) * P / (P + 2)
 
 
-def crossover_margin(
-    H_ll: Matrix, cross_blocks: Iterable[Matrix], num_layers: Scalar, kurtosis: Scalar
-) -> Scalar:
-    """How far the full-vector probe is ahead at equal products; negative where separated probes win.
+def quadratic_form(H: Matrix, index_l: Matrix) -> Matrix:
+    """The matrix A_l of the estimate from one product, q_l = zᵀA_l z.
 
-    margin = (L−1)·(2‖H_ll‖² + (κ−3) Σ H_ii²) − Σ_{m≠l} ‖H_lm‖²
+    A_l = (E_l H + H E_l)/2 with E_l the projector on layer l,
+    ‖A_l‖² = ‖H_ll‖² + ½ Σ_{m≠l} ‖H_lm‖²
 
-    L full-vector probes cost one sweep of separated probes; the margin is L × the difference in variance. Claim T6.
+    A_l is indefinite whenever a cross block is not zero, even for H ⪰ 0. Tail bounds of q_l
+    therefore need the norms of A_l. The norms of H_ll are not enough.
+
+    Parameters
+    ----------
+    H
+        The whole matrix, P×P and symmetric.
+    index_l
+        Distinct rows of layer l.
+
+    Returns
+    -------
+    Matrix
+        A_l, P×P.
+
+    Raises
+    ------
+    ValueError
+        A row number is out of range, or occurs twice.
+
+    Notes
+    -----
+    Claim T17.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> theory.quadratic_form([[1.0, 2.0], [2.0, 4.0]], [0]).tolist()
+    [[1.0, 1.0], [1.0, 0.0]]
     """
-    require(
-        num_layers >= 1,
-        "num_layers must be >= 1, got {}; count every block, this one included",
-        num_layers,
-    )
-    H_ll = checked_symmetric(H_ll)
-    return (num_layers - 1) * probe_variance(H_ll, (), kurtosis) - cross_term(H_ll, cross_blocks)
-
-
-def full_vector_wins(
-    H_ll: Matrix, cross_blocks: Iterable[Matrix], num_layers: Scalar, kurtosis: Scalar
-) -> bool:
-    """Whether one full-vector probe beats separated probes at equal products: `crossover_margin` > 0. Claim T6."""
-    return bool(crossover_margin(H_ll, cross_blocks, num_layers, kurtosis) > 0)
-
-
-def quadratic_form(H: Matrix, index_l: Any) -> Matrix:
-    """The matrix of the one-product estimate: q_l = zᵀA_l z, A_l = (E_l H + H E_l)/2, E_l the projector on layer l.
-
-    ‖A_l‖² = ‖H_ll‖² + ½ Σ_{m≠l} ‖H_lm‖². A_l is indefinite whenever a cross block is not zero, even for H ⪰ 0, so
-    tail bounds for q_l need the norms of A_l, not of H_ll. Claim T17.
-    """
-    A, index = checked_symmetric(H), block_rows(index_l)
+    A = checked_symmetric(H)
+    index = block_rows(index_l)
     if not set(index.tolist()) <= set(range(len(A))) or len(set(index.tolist())) < len(index):
         raise ValueError(
             f"index_l must hold distinct rows of H, 0 to {len(A) - 1}, got {index.tolist()}"
@@ -146,49 +309,3 @@ def quadratic_form(H: Matrix, index_l: Any) -> Matrix:
     e = A.diagonal() * 0
     e[index] = 1
     return constant_like(A * (e[:, None] + e[None, :]) / 2, H)
-
-
-def per_sample_probe_variance(sample_variances: Matrix) -> Scalar:
-    """Probe variance of the mean over N samples when every sample has its own probe: (1/N²) Σ_n V_l(H_n).
-
-    One probe for all has V(H̄) = (1/N²) Σ_nm V(H_n, H_m), where V(A, B) = Cov(zᵀAz, zᵀBz) may be negative, so that
-    neither design is always the better one: see `per_sample_probes_win`. Claim T19.
-    """
-    V = as_array(sample_variances)
-    if V.ndim != 1 or len(V) == 0:
-        raise ValueError(
-            f"sample_variances must list V_l(H_n), one per sample, got shape {tuple(V.shape)}"
-        )
-    return V.sum() / len(V) ** 2
-
-
-def per_sample_probes_win(V_of_mean: Scalar, S_q: Scalar, num_samples: Scalar) -> bool:
-    """Whether a probe per sample has less variance than one probe for all N: S_q < N·V(H̄).
-
-    (1/N²) Σ_n V(H_n) = (V(H̄) + S_q (N−1)/N)/N, S_q = Σ_n V(H_n − H̄)/(N−1): at best N times less than V(H̄), and
-    without bound more where the curvature of the samples cancels, as for H_2 = −H_1. Claim T19.
-    """
-    require_nonnegative(V_of_mean=V_of_mean, S_q=S_q)
-    require(
-        num_samples >= 2,
-        "num_samples must be >= 2, got {}; with one the designs are the same",
-        num_samples,
-    )
-    return bool(S_q < num_samples * V_of_mean)
-
-
-def orthogonal_probe_variance(
-    probe_variance: Scalar, num_probes: Scalar, num_params: Scalar
-) -> Scalar:
-    """Variance of the mean of K orthogonal, exchangeable probes of norm √P: V/K·(P−K)/(P−1), V that of ONE probe.
-
-    V is T5 for columns of √P × a Haar orthogonal matrix, and T2 with κ = 1 for signs × random columns of a Hadamard
-    matrix. All P columns together give P·tr H_ll exactly, so each pair has covariance −V/(P−1). P counts the parameters
-    in which the probes are orthogonal: K ≪ P gains nothing, K = P is exact. Claim T20.
-    """
-    K, P = num_probes, num_params
-    check_num_probes(K)
-    require_nonnegative(probe_variance=probe_variance)
-    require(P >= 2, "num_params must be >= 2, got {}; the trace of one parameter needs one sign", P)
-    require(K <= P, "num_probes {} exceeds num_params {}; at most P probes are orthogonal", K, P)
-    return probe_variance / K * (P - K) / (P - 1)

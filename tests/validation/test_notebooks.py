@@ -9,11 +9,12 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 
-NOTEBOOKS = sorted((Path(__file__).parents[1] / "validation" / "notebooks").glob("*.py"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "validation" / "notebooks").glob("*.py"))
 SECONDS = 60
 
 
 def test_there_are_notebooks():
+    """The folder is found."""
     assert NOTEBOOKS
 
 
