@@ -11,10 +11,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from hesstheory import (
-    ggn,
-    hessian,
-)
+from hesstheory import ggn, hessian
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # of what curvlinops imports
@@ -30,6 +27,7 @@ MATRICES = pytest.mark.parametrize("matrix", OPERATORS, ids=lambda matrix: matri
 
 
 def flat_parameters(problem):
+    """θ as one vector."""
     return torch.cat([p.detach().flatten() for p in problem.params.values()])
 
 
@@ -43,12 +41,13 @@ def named(problem, flat):
 
 
 def all_samples(problem):
+    """Inputs and targets of all batches, joined."""
     inputs, targets = (torch.cat(parts) for parts in zip(*problem.batches, strict=True))
     return inputs, targets
 
 
 def outputs_of(problem, flat):
-    """Outputs of all samples by functional_call: a tied tensor is one entry of `flat`, given to all its uses."""
+    """Outputs of all samples by functional_call, which gives a tied tensor to all its uses."""
     return functional_call(problem.model, named(problem, flat), (all_samples(problem)[0],))
 
 
@@ -59,8 +58,9 @@ def risk_of(problem):
 
 
 def second_route(problem, matrix):
-    """The dense Hessian by forward over reverse, or the dense Gauss-Newton matrix from the whole Jacobian."""
-    flat, targets = flat_parameters(problem), all_samples(problem)[1]
+    """The dense Hessian by forward over reverse, or the Gauss-Newton matrix by its Jacobian."""
+    flat = flat_parameters(problem)
+    targets = all_samples(problem)[1]
     if matrix is hessian:
         return torch.func.hessian(risk_of(problem))(flat)
     outputs = outputs_of(problem, flat).detach()
@@ -72,7 +72,9 @@ def second_route(problem, matrix):
 
 
 def columns_by_torch_func(problem, matrix, V):
-    flat, targets = flat_parameters(problem), all_samples(problem)[1]
+    """Products by forward over reverse, column by column."""
+    flat = flat_parameters(problem)
+    targets = all_samples(problem)[1]
     if matrix is hessian:
         gradient = torch.func.grad(
             lambda theta: problem.loss_fn(outputs_of(problem, theta), targets)
@@ -87,6 +89,7 @@ def columns_by_torch_func(problem, matrix, V):
 
 
 def peer(problem, matrix):
+    """The same matrix by curvlinops."""
     params = list(problem.params.values())
     return OPERATORS[matrix](
         problem.model, reductions(problem), params, list(problem.batches), check_deterministic=False

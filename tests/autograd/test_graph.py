@@ -1,4 +1,4 @@
-"""Operations without a second derivative are refused with their cure."""
+"""What the graph says of its nodes, and what has no second derivative is refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,63 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hesstheory import (
-    NotTwiceDifferentiable,
-    Problem,
-    ggn,
-    hessian,
-    unrolled_hessian,
+from hesstheory import NotTwiceDifferentiable, Problem, ggn, hessian, unrolled_hessian
+from hesstheory.autograd.graph import (
+    graph_leaves,
+    graph_nodes,
+    graph_values,
+    leaf_of,
+    operation,
+    owners,
+    parents_first,
+    shape_of,
+    user_function,
+    uses_of_leaves,
 )
+
+
+def test_nodes_are_named_after_their_operation():
+    w = torch.ones(2, 2, requires_grad=True)
+    value = torch.addmm(torch.ones(2), torch.ones(3, 2), w).relu().sum()
+    nodes = list(parents_first(value.grad_fn))
+    assert [operation(node) for node in nodes] == ["AccumulateGrad", "Addmm", "Relu", "Sum"]
+    assert [leaf_of(node) is w for node in nodes] == [True, False, False, False]
+    assert [list(shape_of(node)) for node in nodes[1:3]] == [[3, 2], [3, 2]]
+    assert graph_values(value) == 4 + 6 + 6 + 1
+    assert graph_leaves(value) == {id(w)}
+    assert uses_of_leaves(value) == {id(w): 1}
+    assert set(graph_nodes(value)) == set(nodes)
+
+
+class Noted(torch.autograd.Function):
+    """Keeps a tensor on its node under the name by which leaves keep theirs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.variable = x.detach()
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, slope):
+        return 2 * slope
+
+
+def test_a_function_of_the_user_is_no_leaf():
+    w = torch.ones(2, requires_grad=True)
+    value = Noted.apply(w).sum()
+    assert graph_leaves(value) == {id(w)}
+    functions = [user_function(node) for node in graph_nodes(value)]
+    assert [function for function in functions if function is not None] == [Noted]
+
+
+def test_nodes_are_owned_by_the_innermost_module(build):
+    model = build(lambda: nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.Tanh())))
+    with owners(model) as owner:
+        outputs = model(torch.ones(2, 3))
+    found = {operation(node): owner[node] for node in graph_nodes(outputs)}
+    assert found["Tanh"] == "1.0"
+    assert found["Addmm"] == "0"
+    assert all(not module._forward_hooks for module in model.modules())
 
 
 class OnceDifferentiable(torch.autograd.Function):
@@ -45,7 +95,9 @@ class OutOfAutograd(torch.autograd.Function):
 class Checkpointed(nn.Module):
     def __init__(self, use_reentrant):
         super().__init__()
-        self.first, self.inner, self.last = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.first = nn.Linear(3, 4)
+        self.inner = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 2)
         self.use_reentrant = use_reentrant
 
     def forward(self, x):

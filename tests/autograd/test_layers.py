@@ -1,4 +1,4 @@
-"""Convolutions by their trilinear form, batch norms by their affine one: numbers are those of PyTorch."""
+"""Convolutions by their trilinear form and batch norms by their affine one: PyTorch's numbers."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def drawn(name, generator):
 
 
 def second_derivatives(module, x, generator):
-    """Output, gradients and the product of the second derivative of Σ tanh(y) with a random vector."""
-    y, leaves = module(x), [x, *module.parameters()]
+    """Output, gradients, and the second derivative of Σ tanh(y) times a random vector."""
+    y = module(x)
+    leaves = [x, *module.parameters()]
     gradients = torch.autograd.grad(y.tanh().sum(), leaves, create_graph=True)
     directions = [torch.randn(leaf.shape, generator=generator) for leaf in leaves]
     return [y, *gradients, *torch.autograd.grad(gradients, leaves, directions)]
@@ -77,7 +78,8 @@ def test_third_derivatives(generator):
 def test_a_batch_norm_has_the_digits_of_pytorchs(generator):
     """A unit that rounding switches on in one route alone would change the matrix."""
     module, x = drawn("batch norm", generator)
-    module, x = module.float(), x.detach().float()
+    module = module.float()
+    x = x.detach().float()
     with BilinearLayers():
         found = module(x)
     assert "_Normalised" in type(found.grad_fn).__name__
@@ -106,10 +108,8 @@ def test_a_batch_norm_that_it_does_not_cover_stays_pytorchs(module, generator):
     ids=["padding in words", "one image without a batch", "by keyword", "complex"],
 )
 def test_what_it_does_not_cover_stays_pytorchs(call, generator):
-    x, w = (
-        torch.randn(2, 3, 5, 5, generator=generator),
-        torch.randn(4, 3, 3, 3, generator=generator).requires_grad_(),
-    )
+    x = torch.randn(2, 3, 5, 5, generator=generator)
+    w = torch.randn(4, 3, 3, 3, generator=generator).requires_grad_()
     with BilinearLayers():
         found = call(x, w)
     assert "_Output" not in type(found.grad_fn).__name__
@@ -117,10 +117,8 @@ def test_what_it_does_not_cover_stays_pytorchs(call, generator):
 
 
 def test_under_autocast_the_convolution_stays_in_low_precision(generator):
-    x, w = (
-        torch.randn(2, 3, 5, 5, generator=generator).float(),
-        torch.randn(4, 3, 3, 3, generator=generator).float(),
-    )
+    x = torch.randn(2, 3, 5, 5, generator=generator).float()
+    w = torch.randn(4, 3, 3, 3, generator=generator).float()
     with torch.autocast("cpu", dtype=torch.bfloat16), BilinearLayers():
         assert F.conv2d(x, w.requires_grad_()).dtype == torch.bfloat16
 

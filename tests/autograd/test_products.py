@@ -9,27 +9,30 @@ from routes import TOLERANCE
 from torch import nn
 from torch.nn import functional as F
 
-import hesstheory.autograd.products
-import hesstheory.curvature.limits
-import hesstheory.run.memory
-from hesstheory import (
-    Problem,
-    hessian,
+from hesstheory import Problem, hessian
+from hesstheory.autograd import products
+
+
+@pytest.mark.parametrize(
+    ("elements", "expected"), [(0, 1024), (1250, 1024), (12_800, 100), (640_001, 1), (10**9, 1)]
 )
+def test_a_chunk_is_what_the_caches_hold(elements, expected):
+    assert products.columns_at_once(elements) == expected
+    parts = list(products.chunks(2500, elements))
+    assert [part.stop for part in parts[:-1]] == [part.start for part in parts[1:]]
+    assert max(part.stop - part.start for part in parts) == expected
+    assert (parts[0].start, parts[-1].stop) == (0, 2500)
 
 
 @pytest.mark.parametrize("chunk_elements", [1, 83 * 5, 83 * 64])
 def test_the_size_of_a_chunk_does_not_matter(chunk_elements, monkeypatch):
-    problem, V = problem_of("tanh_mlp"), columns(problem_of("tanh_mlp"), 13)
-    H, expected, forms = (
-        hessian(problem),
-        hessian(problem).to_dense(),
-        hessian(problem).quadratic_forms(V),
-    )
-    monkeypatch.setattr(hesstheory.autograd.products, "CHUNK_ELEMENTS", chunk_elements)
-    monkeypatch.setattr(
-        hesstheory.autograd.products, "MAX_CHUNK", 60
-    )  # below P: the symmetric route
+    problem = problem_of("tanh_mlp")
+    V = columns(problem_of("tanh_mlp"), 13)
+    H = hessian(problem)
+    expected = hessian(problem).to_dense()
+    forms = hessian(problem).quadratic_forms(V)
+    monkeypatch.setattr(products, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(products, "MAX_CHUNK", 60)  # below P: the symmetric route
     assert relative_error(H.to_dense(), expected) <= TOLERANCE
     assert relative_error(H @ V, expected @ V) <= TOLERANCE
     assert relative_error(H.quadratic_forms(V), forms) <= TOLERANCE
@@ -69,7 +72,8 @@ class Slope(torch.autograd.Function):
 
 
 def test_an_operation_that_cannot_be_batched_is_done_one_by_one(build):
-    inputs, targets = torch.randn(6, 3, generator=stream()), torch.randn(6, 2, generator=stream(1))
+    inputs = torch.randn(6, 3, generator=stream())
+    targets = torch.randn(6, 2, generator=stream(1))
     by_hand, plain = (
         hessian(
             Problem(

@@ -1,4 +1,4 @@
-"""Which models go row by row: what the graph proves, what a trial finds, and the numbers that rest on it."""
+"""Which models go row by row: what the graph proves, what a trial finds, what rests on it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Coupled(nn.Module):
 
     def __init__(self, mix):
         super().__init__()
-        self.mix, self.first, self.last = mix, nn.Linear(6, 5), nn.Linear(5, 3)
+        self.mix = mix
+        self.first = nn.Linear(6, 5)
+        self.last = nn.Linear(5, 3)
 
     def forward(self, x):
         return self.last(self.mix(torch.relu(self.first(x))))
@@ -72,12 +74,14 @@ MOVED = {
 def problem_of(mix):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model, x = Coupled(mix).double().eval(), torch.randn(N, 6, dtype=torch.float64)
+        model = Coupled(mix).double().eval()
+        x = torch.randn(N, 6, dtype=torch.float64)
     return Problem(model, F.cross_entropy, [(x, torch.arange(N) % 3)])
 
 
 def close(found, expected):
-    found, expected = pd.Series(dict(found)), pd.Series(dict(expected))
+    found = pd.Series(dict(found))
+    expected = pd.Series(dict(expected))
     assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
 
 
@@ -126,7 +130,8 @@ def test_a_mixture_of_experts(routes, build):
     class Experts(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b = nn.Linear(6, 3), nn.Linear(6, 3)
+            self.a = nn.Linear(6, 3)
+            self.b = nn.Linear(6, 3)
 
         def forward(self, x, route):
             out = x.new_zeros(len(x), 3)
@@ -157,10 +162,8 @@ def test_rows_that_are_no_samples_are_refused(shape, build):
         def forward(self, x):
             return super().forward(x.flatten(0, 1) if shape == "folded" else x.transpose(0, 1))
 
-    model, x = (
-        build(lambda: Tokens(nn.Identity())).double(),
-        build(lambda: torch.randn(4, 5, 6)).double(),
-    )
+    model = build(lambda: Tokens(nn.Identity())).double()
+    x = build(lambda: torch.randn(4, 5, 6)).double()
     loss = (
         (lambda out, y: F.cross_entropy(out, y.flatten()))
         if shape == "folded"
@@ -204,10 +207,11 @@ def test_a_loss_that_couples_any_two_samples_is_refused(targets, build):
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_classes_hide_no_coupling(strength, masked, build):
-    """The slopes of any loss of the margin are those of a softmax, in proportions of their own for one direction."""
+    """For one direction, the slopes of any loss of the margin are those of some softmax."""
 
     def centred(out, y):
-        margin, same = out[:, 1] - out[:, 0], (y[:, None] == y).to(out)
+        margin = out[:, 1] - out[:, 0]
+        same = (y[:, None] == y).to(out)
         return (
             F.cross_entropy(out, y % 2)
             + strength * ((margin - same @ margin / same.sum(1)) ** 2).mean()
@@ -219,10 +223,8 @@ def test_two_classes_hide_no_coupling(strength, masked, build):
                 [0, 0, -1e9 * masked] if masked else [0, 0]
             ).to(x)
 
-    model, x = (
-        build(lambda: Masked(6, 3 if masked else 2)).double(),
-        build(lambda: torch.randn(7, 6)).double(),
-    )
+    model = build(lambda: Masked(6, 3 if masked else 2)).double()
+    x = build(lambda: torch.randn(7, 6)).double()
     with pytest.raises(
         ValueError, match="the loss of a sample depends on the outputs of another one"
     ):
@@ -234,7 +236,8 @@ def test_a_softmax_whose_maximum_is_taken_over_all_samples_couples_none(build):
         shifted = out - out.max()
         return F.nll_loss(shifted - shifted.exp().sum(1, keepdim=True).log(), y)
 
-    model, x = build(lambda: nn.Linear(6, 3)).double(), build(lambda: torch.randn(7, 6)).double()
+    model = build(lambda: nn.Linear(6, 3)).double()
+    x = build(lambda: torch.randn(7, 6)).double()
     problem = Problem(model, stabilised, [(x, torch.arange(7) % 3)])
     close(exact_traces(problem, matrix=ggn), ggn(problem).trace_by_block())
     outputs = problem.outputs(problem.batches[0])
@@ -274,22 +277,22 @@ def test_hooks_and_patches_that_the_first_samples_do_not_show(change, build):
 @pytest.mark.parametrize("coupling", [0.0, 1e-8, 1e-2])
 @pytest.mark.parametrize("offset", [0.0, 1e6])
 def test_many_samples_that_meet_where_only_derivatives_show_it(coupling, offset, build):
-    """Gates of zero (ReZero): the outputs are those of the samples alone, the derivatives are not."""
+    """Gates of zero (ReZero): outputs are those of the samples alone, derivatives are not."""
 
     class Gated(nn.Module):
         def __init__(self):
             super().__init__()
-            self.gate, self.first, self.last = (
-                nn.Parameter(torch.full((5,), coupling)),
-                nn.Linear(6, 5),
-                nn.Linear(5, 3),
-            )
+            self.gate = nn.Parameter(torch.full((5,), coupling))
+            self.first = nn.Linear(6, 5)
+            self.last = nn.Linear(5, 3)
 
         def forward(self, x):
-            h, same = torch.tanh(self.first(x)), (x[:, :1] == x[:, 0]).to(x)
+            h = torch.tanh(self.first(x))
+            same = (x[:, :1] == x[:, 0]).to(x)
             return self.last(h + self.gate * (same @ h / same.sum(1, keepdim=True))) + offset
 
-    model, x = build(Gated).double(), build(lambda: torch.randn(16, 6)).double()
+    model = build(Gated).double()
+    x = build(lambda: torch.randn(16, 6)).double()
     x[:, 0] = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 4, 5])
     y = build(lambda: torch.randn(16, 3)).double() + offset
     problem = Problem(model, F.mse_loss, [(x, y)])
@@ -315,7 +318,8 @@ def test_outputs_without_samples_are_refused(build):
         def forward(self, x):
             return super().forward(x).squeeze()
 
-    model, x = build(lambda: Scalar(4, 1)).double(), build(lambda: torch.randn(6, 4)).double()
+    model = build(lambda: Scalar(4, 1)).double()
+    x = build(lambda: torch.randn(6, 4)).double()
     problem = Problem(model, F.mse_loss, [(x[:5], x[:5, 0]), (x[5:], x[5, 0])])
     with pytest.raises(
         ValueError, match=r"the model returns a scalar: let it keep the axis of the samples"
@@ -323,12 +327,12 @@ def test_outputs_without_samples_are_refused(build):
         exact_traces(problem)
 
 
-# --- what the graph proves --------------------------------------------------------------------------------------------
+# --- what the graph proves ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [*zoo.SMALL, "resnet18", "vgg11"])
 def test_what_the_graph_proves_the_trial_does_not_deny(name, generator):
-    """The networks that are measured all the time are proved, so that no trial costs anything there."""
+    """The networks that are measured all the time are proved: no trial costs anything there."""
     if name in zoo.SMALL:
         problem = zoo.problem(name, generator, num_samples=6)
     else:
@@ -348,7 +352,8 @@ def test_what_the_graph_proves_the_trial_does_not_deny(name, generator):
 @pytest.mark.parametrize("scale", [1e-2, 1e-6, 1e-10, 1e-13])
 def test_a_coupling_that_is_not_found_is_rounding(mix, scale):
     problem = problem_of(lambda h: h + scale * mix(h))
-    found, exact = exact_traces(problem), hessian(problem).trace_by_block()
+    found = exact_traces(problem)
+    exact = hessian(problem).trace_by_block()
     close(found, exact)
 
 

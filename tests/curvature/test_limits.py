@@ -12,13 +12,7 @@ from torch.nn import functional as F
 import hesstheory.autograd.products
 import hesstheory.curvature.limits
 import hesstheory.run.memory
-from hesstheory import (
-    Problem,
-    hessian,
-    per_sample_hessians,
-    unrolled_hessian,
-    zoo,
-)
+from hesstheory import Problem, hessian, per_sample_hessians, unrolled_hessian, zoo
 
 VECTORS = {
     "too short": (lambda P: torch.ones(P - 1), "of 12 rows, one per parameter"),

@@ -24,15 +24,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from hesstheory import (
-    Curvature,
-    Problem,
-    ggn,
-    hessian,
-    per_sample_hessians,
-    unrolled_hessian,
-    zoo,
-)
+from hesstheory import Curvature, Problem, ggn, hessian, per_sample_hessians, unrolled_hessian, zoo
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script. is deprecated"
@@ -42,12 +34,14 @@ pytestmark = pytest.mark.filterwarnings(
 ALL = {(matrix, network) for matrix in OPERATORS for network in zoo.SMALL}
 
 
-# PyTorch 2.13 differentiates the backward pass of layer norm wrongly in forward mode (pytorch #196700, #198017): the
-# Hessian of torch.func and of curvlinops is 15 % off and not symmetric. Reverse over reverse is right.
+# PyTorch 2.13 differentiates the backward pass of layer norm wrongly in forward mode (pytorch
+# #196700, #198017). The Hessian of torch.func and of curvlinops is 15 % off and not symmetric.
+# Reverse over reverse is right.
 FORWARD_OVER_REVERSE_IS_WRONG = {(hessian, "attention")}
 
 
-# curvlinops differentiates outside torch.func's transforms, where PyTorch has no forward mode for SiLU's backward.
+# curvlinops differentiates outside torch.func's transforms, where PyTorch has no forward mode for
+# SiLU's backward.
 HAS_NO_FORWARD_MODE = {(hessian, "residual")}
 
 
@@ -73,27 +67,25 @@ def test_dense_matrices_agree_with_curvlinops(network, matrix):
 
 @pytest.mark.parametrize("network", zoo.SMALL)
 def test_hessians_agree_with_reverse_over_reverse_and_finite_differences(network):
-    problem, step = problem_of(network), 1e-5
-    H, flat, gradient = (
-        hessian(problem).to_dense(),
-        flat_parameters(problem_of(network)),
-        torch.func.grad(risk_of(problem)),
-    )
+    problem = problem_of(network)
+    step = 1e-5  # errors of step² and eps/step, times what the net is made of: below 1e-6
+    H = hessian(problem).to_dense()
+    flat = flat_parameters(problem_of(network))
+    gradient = torch.func.grad(risk_of(problem))
     assert relative_error(H, torch.func.jacrev(gradient)(flat)) <= TOLERANCE
     shifts = step * torch.eye(len(flat))
     differences = torch.func.vmap(gradient)(flat + shifts) - torch.func.vmap(gradient)(
         flat - shifts
     )
-    assert (
-        relative_error(H, differences / (2 * step)) <= 1e-6
-    )  # step² and eps/step, times what the net is made of
+    assert relative_error(H, differences / (2 * step)) <= 1e-6
 
 
 # P is 2,790 to 10,015: products with a few columns, and slices of the dense matrices.
 @MATRICES
 @pytest.mark.parametrize("network", zoo.MEDIUM)
 def test_products_of_larger_networks_agree_with_torch_func_and_curvlinops(network, matrix):
-    problem, V = problem_of(network), columns(problem_of(network), 3)
+    problem = problem_of(network)
+    V = columns(problem_of(network), 3)
     products = matrix(problem) @ V
     assert relative_error(products, peer(problem, matrix) @ V) <= TOLERANCE
     assert relative_error(products, columns_by_torch_func(problem, matrix, V)) <= TOLERANCE
@@ -103,13 +95,15 @@ def test_products_of_larger_networks_agree_with_torch_func_and_curvlinops(networ
 @pytest.mark.parametrize("network", ["digits_mlp", "digits_cnn"])
 def test_dense_matrices_of_larger_networks_agree_with_their_products(network, matrix):
     problem = problem_of(network, 9)
-    dense, V = matrix(problem).to_dense(), columns(problem_of(network), 3)
+    dense = matrix(problem).to_dense()
+    V = columns(problem_of(network), 3)
     assert relative_error(dense, dense.mT) <= TOLERANCE
     assert relative_error(dense @ V, columns_by_torch_func(problem, matrix, V)) <= TOLERANCE
 
 
 def test_hessian_of_train_mode_batch_norm_is_the_mean_of_its_batches():
-    problem, flat = problem_of("batchnorm_train"), flat_parameters(problem_of("batchnorm_train"))
+    problem = problem_of("batchnorm_train")
+    flat = flat_parameters(problem_of("batchnorm_train"))
     buffers = {name: b.clone() for name, b in problem.model.named_buffers()}
 
     def loss(inputs, targets, theta):
@@ -140,13 +134,16 @@ VIEWED = pytest.mark.parametrize("network", ["tiny_relu", "cnn", "rnn", "autoenc
 @VIEWED
 def test_products_blocks_and_norms_are_those_of_the_dense_matrix(network, matrix):
     problem = problem_of(network)
-    C, dense, V = matrix(problem), matrix(problem).to_dense(), columns(problem_of(network), 5)
+    C = matrix(problem)
+    dense = matrix(problem).to_dense()
+    V = columns(problem_of(network), 5)
     assert C.shape == dense.shape == (problem.num_params, problem.num_params)
     assert relative_error(C @ V, dense @ V) <= TOLERANCE
     assert relative_error(C @ V[:, 0], dense @ V[:, 0]) <= TOLERANCE
     assert relative_error(C @ V[:, :1], dense @ V[:, :1]) <= TOLERANCE
     assert relative_error(dense, dense.mT) <= TOLERANCE
-    norms, traces = C.block_norms(), C.trace_by_block()
+    norms = C.block_norms()
+    traces = C.trace_by_block()
     assert isinstance(norms, pd.DataFrame)
     assert (
         list(norms.index)
@@ -171,7 +168,9 @@ def test_products_blocks_and_norms_are_those_of_the_dense_matrix(network, matrix
 @VIEWED
 def test_matrices_add_and_subtract(network):
     problem = problem_of(network)
-    H, G, V = hessian(problem), ggn(problem), columns(problem_of(network), 2)
+    H = hessian(problem)
+    G = ggn(problem)
+    V = columns(problem_of(network), 2)
     residual = H - G
     assert relative_error(residual.to_dense(), H.to_dense() - G.to_dense()) <= 1e-10
     assert relative_error(residual @ V, H @ V - G @ V) <= 1e-10
@@ -186,7 +185,8 @@ def test_zero_residual_leaves_the_gauss_newton_matrix():
         (inputs, seen.outputs((inputs, targets)).detach()) for inputs, targets in seen.batches
     ]
     problem = Problem(seen.model, F.mse_loss, batches)
-    H, G = hessian(problem).to_dense(), ggn(problem).to_dense()
+    H = hessian(problem).to_dense()
+    G = ggn(problem).to_dense()
     assert relative_error(H, G) <= TOLERANCE
     assert torch.linalg.eigvalsh(G)[0] >= -TOLERANCE * G.norm()
 
@@ -273,7 +273,8 @@ class Scaled(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.scale, self.empty = nn.Parameter(torch.tensor(0.7)), nn.Parameter(torch.empty(0))
+        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.empty = nn.Parameter(torch.empty(0))
         self.layer = nn.Linear(3, 2)
 
     def forward(self, x):
@@ -282,7 +283,8 @@ class Scaled(nn.Module):
 
 @MATRICES
 def test_parameters_of_no_dimension_and_of_no_entry(matrix, build):
-    inputs, targets = torch.randn(6, 3, generator=stream()), torch.randn(6, 2, generator=stream(1))
+    inputs = torch.randn(6, 3, generator=stream())
+    targets = torch.randn(6, 2, generator=stream(1))
     problem = Problem(build(Scaled), F.mse_loss, [(inputs, targets)])
     C = matrix(problem)
     assert relative_error(C.to_dense(), second_route(problem, matrix)) <= TOLERANCE

@@ -9,13 +9,7 @@ from routes import TOLERANCE
 from torch import nn
 from torch.nn import functional as F
 
-from hesstheory import (
-    Partition,
-    Problem,
-    hessian,
-    unrolled_hessian,
-    zoo,
-)
+from hesstheory import Partition, Problem, hessian, unrolled_hessian, zoo
 
 USES = {
     ("rnn", "input.weight"): 8,
@@ -36,7 +30,8 @@ def test_unrolled_blocks_add_up_to_the_block_of_the_tensor(network, name):
     problem = problem_of(network).with_partition(Partition.by_tensor(problem_of(network).model))
     U = unrolled_hessian(problem, name)
     (block,) = (block for block, tensors in problem.partition.blocks.items() if name in tensors)
-    T, n = USES[network, name], problem.params[name].numel()
+    T = USES[network, name]
+    n = problem.params[name].numel()
     assert U.shape == (T, n, T, n)
     assert relative_error(U.reshape(T * n, T * n), U.reshape(T * n, T * n).mT) <= TOLERANCE
     assert relative_error(U.sum((0, 2)), hessian(problem).block(block, block)) <= TOLERANCE

@@ -12,12 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
-from hesstheory import (
-    Partition,
-    Problem,
-    ggn,
-    hessian,
-)
+from hesstheory import Partition, Problem, ggn, hessian
 
 MODE = "call model.eval"
 
@@ -36,7 +31,8 @@ def two_parameters_over_one_storage():
 
 def over_one_buffer(*views):
     """An mlp whose weights (4×3 and 2×4) are the given views of one flat tensor."""
-    model, flat = mlp(), torch.linspace(-1, 1, 40)
+    model = mlp()
+    flat = torch.linspace(-1, 1, 40)
     for number, view in zip((0, 2), views, strict=True):
         model[number].weight = nn.Parameter(view(flat))
     return model
@@ -259,20 +255,39 @@ def test_bad_partitions_are_refused(blocks, cure, build):
 
 
 CHANGES = {
-    "a layer replaced": (lambda model: model.__setitem__(2, nn.Linear(4, 2)), "2.bias, 2.weight of the model changed"),
-    "a layer added": (lambda model: model.append(nn.Linear(2, 2)), "6.bias, 6.weight of the model changed"),
-    "a parameter removed": (lambda model: model[0].register_parameter("bias", None), "0.bias of the model changed"),
-    "a parameter tied": (lambda model: setattr(model[2], "bias", model[1].slope), "2.bias of the model changed"),
+    "a layer replaced": (
+        lambda model: model.__setitem__(2, nn.Linear(4, 2)),
+        "2.bias, 2.weight of the model changed",
+    ),
+    "a layer added": (
+        lambda model: model.append(nn.Linear(2, 2)),
+        "6.bias, 6.weight of the model changed",
+    ),
+    "a parameter removed": (
+        lambda model: model[0].register_parameter("bias", None),
+        "0.bias of the model changed",
+    ),
+    "a parameter tied": (
+        lambda model: setattr(model[2], "bias", model[1].slope),
+        "2.bias of the model changed",
+    ),
     "frozen": (lambda model: model[0].requires_grad_(False), "0.bias, 0.weight .*frozen"),
     "unfrozen": (lambda model: model[3].requires_grad_(), "3.bias, 3.weight .*unfrozen"),
     "a frozen layer replaced": (
-        lambda model: model.__setitem__(3, nn.Linear(2, 2).requires_grad_(False)), "3.bias, 3.weight .*replaced",
+        lambda model: model.__setitem__(3, nn.Linear(2, 2).requires_grad_(False)),
+        "3.bias, 3.weight .*replaced",
     ),
     "converted": (lambda model: model.float(), "0.bias, .*converted"),
-    "cut": (lambda model: setattr(model[2].weight, "data", model[2].weight.data[:1]), "2.weight of the model changed"),
+    "cut": (
+        lambda model: setattr(model[2].weight, "data", model[2].weight.data[:1]),
+        "2.weight of the model changed",
+    ),
     "dropout in train mode": (lambda model: model[4].train(), "dropout '4' is active.*" + MODE),
-    "batch norm in train mode": (lambda model: model[5].train(), "batch norm '5' is in train mode.*" + MODE),
-}  # fmt: skip
+    "batch norm in train mode": (
+        lambda model: model[5].train(),
+        "batch norm '5' is in train mode.*" + MODE,
+    ),
+}
 
 
 class Sloped(nn.Module):

@@ -8,10 +8,7 @@ from builders import data, mlp
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from hesstheory import (
-    Problem,
-    hessian,
-)
+from hesstheory import Problem, hessian
 
 
 def with_hole(value):

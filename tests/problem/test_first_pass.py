@@ -10,13 +10,7 @@ from builders import Calls, between_layers, classes, data, halves, mlp, stream
 from torch import nn
 from torch.nn import functional as F
 
-from hesstheory import (
-    LayerwiseTrace,
-    NotTwiceDifferentiable,
-    Problem,
-    ggn,
-    hessian,
-)
+from hesstheory import LayerwiseTrace, NotTwiceDifferentiable, Problem, ggn, hessian
 
 
 class Adds(nn.Module):
@@ -33,23 +27,41 @@ LIST = "a list is one input: use a tuple or a dict for several"
 
 FAILING = {
     "inputs in float32": (
-        mlp, [data(), (data()[0].float(), data()[1])],
-        r"fails on batch 1 \(RuntimeError: .*inputs are torch.float32 \(8, 3\) on cpu.*model is torch.float64 on cpu; "
+        mlp,
+        [data(), (data()[0].float(), data()[1])],
+        r"fails on batch 1 \(RuntimeError: .*inputs are torch.float32 \(8, 3\) on cpu.*"
+        r"model is torch.float64 on cpu; "
         r"bring them to one dtype and device with \.to\(\)",
     ),
-    "integer inputs": (mlp, [(torch.ones(8, 3, dtype=torch.int64), data()[1])], "batch 0.*inputs are torch.int64"),
-    "inputs elsewhere": (mlp, [(data()[0].to("meta"), data()[1])], "inputs are torch.float64.* on meta.*one dtype and"),
-    "targets elsewhere": (mlp, [data(), (data()[0], data()[1].to("meta"))], "batch 1.*the targets .* on meta"),
+    "integer inputs": (
+        mlp,
+        [(torch.ones(8, 3, dtype=torch.int64), data()[1])],
+        "batch 0.*inputs are torch.int64",
+    ),
+    "inputs elsewhere": (
+        mlp,
+        [(data()[0].to("meta"), data()[1])],
+        "inputs are torch.float64.* on meta.*one dtype and",
+    ),
+    "targets elsewhere": (
+        mlp,
+        [data(), (data()[0], data()[1].to("meta"))],
+        "batch 1.*the targets .* on meta",
+    ),
     "too many features": (mlp, [data(num_in=5)], r"inputs are torch.float64 \(8, 5\).*try loss_fn"),
     "no such embedding": (
-        lambda: nn.Sequential(nn.Embedding(2, 3), mlp()), [(torch.full((8,), 7), data()[1])], "IndexError: .*int64",
+        lambda: nn.Sequential(nn.Embedding(2, 3), mlp()),
+        [(torch.full((8,), 7), data()[1])],
+        "IndexError: .*int64",
     ),
     "a list of inputs": (Adds, [([data()[0], data()[0]], data()[1])], LIST),
     "a list where the shape is read": (
-        lambda: nn.Sequential(Calls(lambda x: x.flatten(1)), mlp()), [([data()[0]], data()[1])], LIST,
+        lambda: nn.Sequential(Calls(lambda x: x.flatten(1)), mlp()),
+        [([data()[0]], data()[1])],
+        LIST,
     ),
     "no such keyword": (Adds, [({"x": data()[0], "z": data()[0]}, data()[1])], "TypeError: .*'z'"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("model", "batches", "cure"), FAILING.values(), ids=FAILING)
@@ -123,7 +135,8 @@ def test_a_loss_that_is_no_mean_is_refused_on_several_batches(model, loss_fn, ta
 
 
 def test_a_loss_that_is_no_mean_is_taken_as_it_stands_on_one_batch(build):
-    model, (inputs, targets) = build(mlp), data()
+    model = build(mlp)
+    (inputs, targets) = data()
     with pytest.warns(UserWarning, match="not the mean over samples.*as it stands"):
         total = Problem(model, sum_loss, [(inputs, targets)])
     mean = Problem(model, F.mse_loss, [(inputs, targets)])
@@ -150,7 +163,8 @@ class Detour(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.net, self.idle = mlp(), nn.Linear(2, 2)
+        self.net = mlp()
+        self.idle = nn.Linear(2, 2)
 
     def forward(self, x):
         return self.net(x)
@@ -180,14 +194,16 @@ class Switch(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.low, self.high = nn.Linear(3, 2), nn.Linear(3, 2)
+        self.low = nn.Linear(3, 2)
+        self.high = nn.Linear(3, 2)
 
     def forward(self, x):
         return (self.low if x[0, 0] < 0 else self.high)(x)
 
 
 def test_a_parameter_reached_by_one_batch_only_is_reached(build):
-    low, high = torch.full((4, 3), -1.0), torch.full((2, 3), 1.0)
+    low = torch.full((4, 3), -1.0)
+    high = torch.full((2, 3), 1.0)
     problem = Problem(
         build(Switch), F.mse_loss, [(low, torch.zeros(4, 2)), (high, torch.zeros(2, 2))]
     )

@@ -66,7 +66,8 @@ INPUTS = {
 @pytest.mark.parametrize("pack", INPUTS.values(), ids=INPUTS)
 @pytest.mark.parametrize("look", [hessian, ggn])
 def test_inputs_may_be_tuples_and_dicts(pack, look, build):
-    (x, y), model = data(), build(TakesMore)
+    (x, y) = data()
+    model = build(TakesMore)
     shift = torch.linspace(0, 1, 16).reshape(8, 2)
     batches = halves(*torch.utils._pytree.tree_map(lambda part: part, (x, y)))
     packed = [
@@ -99,7 +100,8 @@ def test_the_default_attention_kernel_works(build):
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_the_grad_mode_of_the_caller_does_not_matter(mode, build):
-    model, batches = build(mlp), [data()]
+    model = build(mlp)
+    batches = [data()]
     expected = hessian(Problem(model, F.mse_loss, batches)).to_dense()
     with mode():
         problem = Problem(model, F.mse_loss, batches)
@@ -118,7 +120,7 @@ def test_iterating_over_products_leaves_the_grad_mode(build):
 
 
 def everything_about(model):
-    """Parameters, gradients, buffers, modes and flags of a model; the global stream is watched by conftest."""
+    """Parameters, gradients, buffers, modes and flags; conftest watches the global stream."""
     return {
         "parameters": {
             name: p.detach().clone() for name, p in model.named_parameters(remove_duplicate=False)
@@ -183,7 +185,8 @@ SEEN = {
 @pytest.mark.parametrize(("network", "prepare"), SEEN.values(), ids=SEEN)
 def test_looking_at_a_model_changes_nothing(network, prepare):
     model = prepare(zoo.problem(network, stream()))
-    chosen, before = zoo.network(network), everything_about(model)
+    chosen = zoo.network(network)
+    before = everything_about(model)
     batches = zoo.batches(network, 9)
     held = copy.deepcopy(batches)
     with warnings.catch_warnings():

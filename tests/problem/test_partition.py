@@ -11,12 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from hesstheory import (
-    Partition,
-    Problem,
-    hessian,
-    zoo,
-)
+from hesstheory import Partition, Problem, hessian, zoo
 
 
 @pytest.mark.parametrize("label", [None, "", 3])

@@ -7,14 +7,7 @@ import torch
 from builders import data, halves, mlp, stream
 from torch.nn import functional as F
 
-from hesstheory import (
-    Partition,
-    Problem,
-    ggn,
-    hessian,
-    unrolled_hessian,
-    zoo,
-)
+from hesstheory import Partition, Problem, ggn, hessian, unrolled_hessian, zoo
 
 
 def test_frozen_parameters_are_left_out(build):
@@ -32,8 +25,9 @@ def test_frozen_parameters_are_left_out(build):
 
 
 def test_a_compiled_model_is_taken_as_it_was_before(build):
-    """PyTorch differentiates no compiled function twice; names and numbers are those of the model itself."""
-    model, batches = build(mlp), [data()]
+    """PyTorch differentiates no compiled function twice: the model itself is taken."""
+    model = build(mlp)
+    batches = [data()]
     plain, compiled = (
         Problem(m, F.mse_loss, batches) for m in (model, torch.compile(model, backend="aot_eager"))
     )

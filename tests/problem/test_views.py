@@ -8,12 +8,7 @@ from builders import classes, data, halves, mlp
 from torch import nn
 from torch.nn import functional as F
 
-from hesstheory import (
-    Partition,
-    Problem,
-    hessian,
-    zoo,
-)
+from hesstheory import Partition, Problem, hessian, zoo
 
 
 def test_views_share_what_is_the_same(build):
@@ -25,6 +20,25 @@ def test_views_share_what_is_the_same(build):
     assert problem.double() is problem
     with pytest.raises(ValueError, match="pass at least one"):
         problem.with_batches([])
+
+
+def test_batches_are_cut_and_the_risk_stays(build):
+    problem = Problem(build(mlp), F.mse_loss, halves(*data()))
+    parts = problem.rebatched(2)
+    assert parts.batch_sizes == (2, 1, 2, 2, 1)
+    expected = hessian(problem).to_dense()
+    torch.testing.assert_close(hessian(parts).to_dense(), expected, rtol=1e-12, atol=1e-14)
+    assert problem.head(2).batch_sizes == (2,)
+    assert torch.equal(problem.head(2).batches[0][0], data()[0][:2])
+    alone = [sample.batches[0] for sample in problem.samples()]
+    assert torch.equal(torch.cat([inputs for inputs, _ in alone]), data()[0])
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "2"])
+def test_batches_of_no_size_are_refused(size, build, unchecked):
+    problem = Problem(build(mlp), F.mse_loss, [data()])
+    with pytest.raises(ValueError, match="pass a whole number of at least 1"):
+        problem.rebatched(size)
 
 
 def test_a_float32_problem_is_doubled_on_a_copy(build):
