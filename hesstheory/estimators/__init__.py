@@ -9,6 +9,7 @@ from hesstheory.estimators.enumerations import (
     three_point_grid,
 )
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
+from hesstheory.estimators.inputs import check_choices
 from hesstheory.estimators.probes import (
     Gaussian,
     HadamardColumns,
@@ -17,13 +18,14 @@ from hesstheory.estimators.probes import (
     SparseSigns,
     Sphere,
     Uniform,
-    check_choices,
 )
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.estimators.protocol import Estimator, TakesProbes, VarianceLaw
 
 __all__ = [
     "BlockSeparatedTrace",
     "ControlVariateTrace",
+    "Estimator",
     "Gaussian",
     "HadamardColumns",
     "HutchPP",
@@ -33,7 +35,9 @@ __all__ = [
     "Rademacher",
     "SparseSigns",
     "Sphere",
+    "TakesProbes",
     "Uniform",
+    "VarianceLaw",
     "XTrace",
     "all_signs",
     "check_choices",

@@ -15,6 +15,7 @@ import torch
 
 from hesstheory.curvature.matrix import hessian
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
+from hesstheory.estimators.inputs import checked_generator
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.traces import exact_traces
@@ -60,10 +61,7 @@ def recommend(
     Where the pilot cannot tell a trace from zero, a plan says so and promises nothing.
     """
     _check_request(relative_error, level)
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            "pass a torch.Generator (torch.Generator().manual_seed(...)): no global randomness"
-        )
+    checked_generator(generator)
     problem = fitted(problem)
     unit = min(_timed(_gradient, problem)[0] for _ in range(3))
     plans, trials = list[Plan](), list[_Trial]()

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from hesstheory.curvature.matrix import Curvature, hessian
-from hesstheory.problem.risk import Problem
-
 
 @runtime_checkable
 class Probe(Protocol):
-    """A distribution of z ∈ R^P with E z zᵀ = I."""
+    """A distribution of z ∈ R^P with E z zᵀ = I.
+
+    Two optional attributes, true where absent: `independent_entries` says whether the entries of
+    one probe are independent, `independent_probes` whether the probes of one draw are. The variance
+    T2 of one probe needs the first, the standard error of a mean needs the second.
+    """
 
     def kurtosis(self, num_params: int) -> float:
         """Fourth moment κ = E z_i⁴ of one entry."""
@@ -31,9 +31,28 @@ class Probe(Protocol):
         ...
 
 
+def independent_entries(probe: Probe) -> bool:
+    """Whether the entries of one probe are independent of one another."""
+    return bool(getattr(probe, "independent_entries", True))
+
+
+def independent_probes(probe: Probe) -> bool:
+    """Whether the probes of one draw are independent of one another."""
+    return bool(getattr(probe, "independent_probes", True))
+
+
 @dataclass(frozen=True)
 class Rademacher:
-    """Independent fair signs, κ = 1 (Hutchinson 1990)."""
+    """Independent fair signs, κ = 1 (Hutchinson 1990).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import Rademacher
+    >>> Z = Rademacher().sample(5, 3, torch.Generator().manual_seed(0))
+    >>> tuple(Z.shape), Z.abs().unique().tolist()
+    ((5, 3), [1.0])
+    """
 
     def kurtosis(self, num_params: int) -> float:
         return 1.0
@@ -47,23 +66,29 @@ class Rademacher:
         self, num_params: int, num_probes: int, generator: torch.Generator
     ) -> Int8[Tensor, "params probes"]:
         """The same draws in an eighth of the memory."""
-        # Eight signs from every random byte, by table: drawing one by one would cost as much as a product.
+        # Eight signs from every random byte, by table. Drawn one by one they would cost as much
+        # as a product.
         size = (num_probes, -(-num_params // 8))
         octets = torch.randint(
             256, size, generator=generator, device=generator.device, dtype=torch.int32
         )
-        eight = (
-            walsh(torch.arange(256), 2 ** torch.arange(8))
-            .to(generator.device, torch.int8)
-            .view(torch.int64)
-        )
+        table = walsh(torch.arange(256), 2 ** torch.arange(8))
+        # Eight int8 signs are read and copied as one int64.
+        eight = table.to(generator.device, torch.int8).view(torch.int64)
         packed = eight.flatten().index_select(0, octets.flatten()).reshape(size)
         return packed.view(torch.int8)[:, :num_params].mT
 
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Independent standard normals, κ = 3."""
+    """Independent standard normals, κ = 3.
+
+    Examples
+    --------
+    >>> from hesstheory import Gaussian
+    >>> Gaussian().kurtosis(num_params=10)
+    3.0
+    """
 
     def kurtosis(self, num_params: int) -> float:
         return 3.0
@@ -76,7 +101,16 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Uniform:
-    """Independent uniform entries on [−√3, √3], κ = 9/5."""
+    """Independent uniform entries on [−√3, √3], κ = 9/5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import Uniform
+    >>> Z = Uniform().sample(5, 3, torch.Generator().manual_seed(0))
+    >>> bool((Z.abs() <= 3**0.5).all())
+    True
+    """
 
     def kurtosis(self, num_params: int) -> float:
         return 9 / 5
@@ -84,19 +118,26 @@ class Uniform:
     def sample(
         self, num_params: int, num_probes: int, generator: torch.Generator
     ) -> Float[Tensor, "params probes"]:
-        unit = torch.rand(
-            num_probes,
-            num_params,
-            generator=generator,
-            device=generator.device,
-            dtype=torch.float64,
-        )
+        unit = _unit(num_probes, num_params, generator)
         return (math.sqrt(3) * (2 * unit - 1)).mT
 
 
 @dataclass(frozen=True)
 class Sphere:
-    """Uniform on the sphere of radius √P; entries are uncorrelated but dependent, κ = 3P/(P+2)."""
+    """Uniform on the sphere of radius √P; entries are uncorrelated but dependent, κ = 3P/(P+2).
+
+    Its variance is claim T5.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import Sphere
+    >>> z = Sphere().sample(9, 1, torch.Generator().manual_seed(0))
+    >>> round(float(z.norm()), 6)
+    3.0
+    """
+
+    independent_entries: ClassVar[bool] = False
 
     def kurtosis(self, num_params: int) -> float:
         return 3 * num_params / (num_params + 2)
@@ -110,7 +151,19 @@ class Sphere:
 
 @dataclass(frozen=True)
 class SparseSigns:
-    """Independent entries, ±1/√s with probability s/2 each and 0 else; κ = 1/s for density s (Achlioptas 2003)."""
+    """Independent entries: ±1/√s with probability s/2 each, else 0 (Achlioptas 2003).
+
+    Parameters
+    ----------
+    density
+        The share s of non-zero entries, in (0, 1]; κ = 1/s.
+
+    Examples
+    --------
+    >>> from hesstheory import SparseSigns
+    >>> SparseSigns(density=0.25).kurtosis(num_params=10)
+    4.0
+    """
 
     density: float
 
@@ -126,23 +179,27 @@ class SparseSigns:
     def sample(
         self, num_params: int, num_probes: int, generator: torch.Generator
     ) -> Float[Tensor, "params probes"]:
-        unit = torch.rand(
-            num_probes,
-            num_params,
-            generator=generator,
-            device=generator.device,
-            dtype=torch.float64,
-        )
+        unit = _unit(num_probes, num_params, generator)
         signs = torch.where(unit < self.density / 2, -1.0, 1.0)
         return torch.where(unit < self.density, signs.double() / math.sqrt(self.density), 0.0).mT
 
 
 @dataclass(frozen=True)
 class HadamardColumns:
-    """Columns of a Hadamard matrix drawn without replacement, rows flipped by random signs; each column is Rademacher.
+    """Columns of a Hadamard matrix without replacement, rows flipped by random signs.
 
-    All of them together average zzᵀ to the identity exactly.
+    Each column by itself is Rademacher. All of them together average zzᵀ to the identity exactly.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import HadamardColumns
+    >>> Z = HadamardColumns().sample(3, 4, torch.Generator().manual_seed(0))
+    >>> (Z @ Z.mT / 4).tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
+
+    independent_probes: ClassVar[bool] = False
 
     def kurtosis(self, num_params: int) -> float:
         return 1.0
@@ -153,7 +210,8 @@ class HadamardColumns:
         order = power_of_two(num_params)
         if num_probes > order:
             raise ValueError(
-                f"{num_probes} probes, but the Hadamard matrix has {order} columns: ask for at most {order}"
+                f"{num_probes} probes, but the Hadamard matrix has {order} columns: ask for at "
+                f"most {order}"
             )
         columns = torch.randperm(order, generator=generator, device=generator.device)[:num_probes]
         rows = torch.arange(num_params, device=generator.device)
@@ -162,58 +220,28 @@ class HadamardColumns:
 
 
 def _normal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Standard normals in float64 on the generator's device."""
     return torch.randn(
         rows, columns, generator=generator, device=generator.device, dtype=torch.float64
     )
 
 
+def _unit(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1), in float64 on the generator's device."""
+    return torch.rand(
+        rows, columns, generator=generator, device=generator.device, dtype=torch.float64
+    )
+
+
 def power_of_two(minimum: int) -> int:
+    """The smallest power of two that is no less."""
     return 1 << max(minimum - 1, 0).bit_length()
 
 
 def walsh(rows: Tensor, columns: Tensor) -> Float[Tensor, "rows columns"]:
-    """Entries (−1)^⟨row, column⟩ of the Sylvester-Hadamard matrix, the numbers read as bit vectors."""
+    """Entries (−1)^⟨row, column⟩ of the Sylvester-Hadamard matrix, numbers read as bit vectors."""
     parity = rows[:, None] & columns[None, :]
+    # Folding 64 bits in half six times leaves the parity of all of them in the last one.
     for shift in (32, 16, 8, 4, 2, 1):
         parity = parity ^ (parity >> shift)
     return 1.0 - 2.0 * (parity & 1).double()
-
-
-def sampler(
-    probe: Probe, problem: Problem, generator: torch.Generator | None
-) -> Callable[[int], Tensor]:
-    """Draws probes on the device and in the dtype of the model."""
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            "pass a torch.Generator (torch.Generator().manual_seed(...)), or probes= where an estimator takes them: no "
-            "global randomness"
-        )
-    return lambda count: (
-        probe.sample(problem.num_params, count, generator).to(problem.dtype).to(problem.device)
-    )
-
-
-def check_num_probes(num_probes: int, name: str = "num_probes") -> None:
-    """Raises ValueError unless it is a whole number of at least 1."""
-    if (
-        isinstance(num_probes, bool)
-        or not isinstance(num_probes, int | np.integer)
-        or num_probes < 1
-    ):
-        raise ValueError(f"{name} is {num_probes!r}: pass a whole number of at least 1")
-
-
-def check_choices(probe: Any, matrix: Any = hessian) -> None:
-    """Raises TypeError unless they are a probe, not its class, and a function that makes a matrix of a problem."""
-    if isinstance(probe, type):
-        raise TypeError(
-            f"probe is the class {probe.__name__}: pass an instance, {probe.__name__}()"
-        )
-    if not isinstance(probe, Probe):
-        raise TypeError(
-            f"probe is a {type(probe).__name__}: pass one with kurtosis and sample, such as Rademacher()"
-        )
-    if isinstance(matrix, Curvature) or not callable(matrix):
-        raise TypeError(
-            f"matrix is {matrix!r}: pass a function of a problem, hesstheory.hessian or hesstheory.ggn"
-        )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hesstheory.curvature.limits import check_fits
-from hesstheory.curvature.matrix import Curvature, hessian
-from hesstheory.estimators.probes import Probe, Rademacher, check_choices, check_num_probes, sampler
+from hesstheory.curvature.matrix import MatrixOf, hessian
+from hesstheory.estimators.inputs import (
+    check_choices,
+    check_num_probes,
+    checked_probes,
+    chosen_number,
+    drawn_groups,
+)
+from hesstheory.estimators.probes import Probe, Rademacher
+from hesstheory.estimators.protocol import VarianceLaw, law_of_probe
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
 
@@ -20,108 +27,143 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-_GROUP_ELEMENTS = (
-    2**28
-)  # entries of the probes held at once: a machine-independent choice, so that draws do not move
-
-
 @dataclass(frozen=True)
 class LayerwiseTrace:
-    """Traces of all diagonal blocks from ONE full product per probe: q_l = z_lᵀ(Hz)_l (claims T1, T2).
+    """Traces of all diagonal blocks from ONE full product per probe, q_l = z_lᵀ(Hz)_l.
 
-    Unbiased for every block; its variance holds the cross-block term Σ_{m≠l}‖H_lm‖². `matrix` may be `ggn`.
+    It is unbiased for every block (claim T1). The variance of one probe is
+    2‖H_ll‖² + (κ−3) Σ H_ii² + Σ_{m≠l}‖H_lm‖² (claim T2): the last term comes from the other
+    blocks.
+
+    Parameters
+    ----------
+    num_probes
+        How many probes a call draws; each costs one product with the P×P matrix.
+    probe
+        Their distribution.
+    matrix
+        `hessian`, `ggn`, or another function that makes a `Curvature` of a problem.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import LayerwiseTrace, zoo
+    >>> problem = zoo.problem("tiny_relu", torch.Generator().manual_seed(0), num_samples=8)
+    >>> estimate = LayerwiseTrace(100)(problem, torch.Generator().manual_seed(1))
+    >>> list(estimate) == list(problem.partition.blocks)
+    True
+    >>> estimate.num_matvecs
+    100
     """
 
     num_probes: int = 10
-    probe: Probe = Rademacher()
-    matrix: Callable[[Problem], Curvature] = hessian
+    probe: Probe = field(default_factory=Rademacher)
+    matrix: MatrixOf = hessian
+
+    is_exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
         check_choices(self.probe, self.matrix)
+
+    @property
+    def variance_law(self) -> VarianceLaw | None:
+        """T2 where the distribution declares independent entries."""
+        return law_of_probe(self.probe)
 
     def __call__(
         self,
         problem: Problem,
         generator: torch.Generator | None = None,
         *,
+        num_probes: int | None = None,
         probes: Float[Tensor, "params probes"] | None = None,
     ) -> Estimate:
-        """Estimates with probes drawn from the generator, or with the given P×K probes."""
+        """Estimates with drawn probes, or with the given P×K probes."""
         curvature = self.matrix(problem)
-        groups = [
-            curvature.quadratic_forms(Z) for Z in _probe_groups(self, problem, generator, probes)
-        ]
-        samples = torch.cat(groups)
+        groups = _groups(self, problem, generator, num_probes, probes)
+        samples = torch.cat([curvature.quadratic_forms(Z) for Z in groups])
         return Estimate(labelled(samples, problem), num_matvecs=len(samples))
 
 
 @dataclass(frozen=True)
 class BlockSeparatedTrace:
-    """Traces from probes supported on one block at a time: no cross-block variance, L products per sweep (claim T6)."""
+    """Traces from probes supported on one block at a time, q_l = z_lᵀ H_ll z_l (claim T6).
+
+    The variance of one probe is 2‖H_ll‖² + (κ−3) Σ H_ii²: other blocks add nothing. A sweep over
+    all L blocks costs L products.
+
+    Parameters
+    ----------
+    num_probes
+        How many sweeps a call makes.
+    probe
+        The distribution, drawn for all parameters and cut to one block at a time.
+    matrix
+        `hessian`, `ggn`, or another function that makes a `Curvature` of a problem.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import BlockSeparatedTrace, zoo
+    >>> problem = zoo.problem("tiny_relu", torch.Generator().manual_seed(0), num_samples=8)
+    >>> estimate = BlockSeparatedTrace(100)(problem, torch.Generator().manual_seed(1))
+    >>> estimate.num_matvecs == 100 * len(problem.partition.blocks)
+    True
+    """
 
     num_probes: int = 10
-    probe: Probe = Rademacher()
-    matrix: Callable[[Problem], Curvature] = hessian
+    probe: Probe = field(default_factory=Rademacher)
+    matrix: MatrixOf = hessian
+
+    is_exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_num_probes(self.num_probes)
         check_choices(self.probe, self.matrix)
+
+    @property
+    def variance_law(self) -> VarianceLaw | None:
+        """T2 without cross blocks where the distribution declares independent entries."""
+        of_full_probe = law_of_probe(self.probe)
+        if of_full_probe is None:
+            return None
+        return lambda squared_norm, diagonal_squares, cross_squares: of_full_probe(
+            squared_norm, diagonal_squares, 0.0
+        )
 
     def __call__(
         self,
         problem: Problem,
         generator: torch.Generator | None = None,
         *,
+        num_probes: int | None = None,
         probes: Float[Tensor, "params probes"] | None = None,
     ) -> Estimate:
-        """Estimates with probes drawn from the generator, or with the given P×K probes, cut to one block at a time."""
+        """Estimates with drawn probes, or with the given P×K probes, cut to one block at a time."""
         curvature = self.matrix(problem)
-        forms = torch.cat(
-            [curvature.separated_forms(Z) for Z in _probe_groups(self, problem, generator, probes)]
-        )
-        return Estimate(labelled(forms, problem), num_matvecs=forms.numel())
+        groups = _groups(self, problem, generator, num_probes, probes)
+        samples = torch.cat([curvature.separated_forms(Z) for Z in groups])
+        return Estimate(labelled(samples, problem), num_matvecs=samples.numel())
 
 
-def _probe_groups(
+def _groups(
     estimator: LayerwiseTrace | BlockSeparatedTrace,
     problem: Problem,
     generator: torch.Generator | None,
+    num_probes: int | None,
     probes: Tensor | None,
 ) -> Iterator[Tensor]:
-    """The probes in the model's dtype, or as int8 where they are signs, in groups small enough to hold."""
-    if probes is not None:
-        if not isinstance(probes, Tensor):
-            raise TypeError(
-                f"probes is a {type(probes).__name__}: pass a tensor, torch.as_tensor(probes)"
-            )
-        if probes.is_complex():
-            raise TypeError(
-                f"probes is {probes.dtype}: pass real numbers, probes.real and probes.imag one by one"
-            )
-        if probes.ndim != 2 or len(probes) != problem.num_params or not probes.shape[1]:
-            raise ValueError(
-                f"probes has shape {tuple(probes.shape)}: pass a P×K tensor, P = {problem.num_params} in the order of "
-                "problem.params"
-            )
-        if not bool(torch.isfinite(probes).all()):
-            raise ValueError("probes holds NaN or infinity: every entry must be finite")
-        yield probes.to(problem.dtype).to(problem.device)
-        return
-    most = max(_GROUP_ELEMENTS // problem.num_params, 1)
-    counts = [
-        min(most, estimator.num_probes - start) for start in range(0, estimator.num_probes, most)
-    ]
-    # Signs take an eighth of the memory and an eighth of the time.
-    signs = estimator.probe.signs if type(estimator.probe) is Rademacher else None
-    check_fits(problem, counts[0], 2 if signs else 16 + problem.dtype.itemsize, "probes at a time")
-    if signs and isinstance(generator, torch.Generator):
-        yield from (signs(problem.num_params, n, generator).to(problem.device) for n in counts)
+    """The probes of one call: the given ones, or drawn ones in groups."""
+    number = chosen_number(estimator.num_probes, num_probes)
+    if probes is None:
+        yield from drawn_groups(estimator.probe, problem, generator, number)
     else:
-        yield from map(sampler(estimator.probe, problem, generator), counts)
+        yield checked_probes(problem, probes, num_probes)
 
 
-def labelled(samples: Tensor, problem: Problem) -> pd.DataFrame:
+def labelled(samples: Float[Tensor, "probes blocks"], problem: Problem) -> pd.DataFrame:
+    """A row per probe, a column per block."""
     import pandas as pd
 
     return pd.DataFrame(samples.cpu().numpy(), columns=list(problem.partition.blocks))
