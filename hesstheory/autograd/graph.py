@@ -69,6 +69,17 @@ def graph_values(value: Tensor) -> int:
     return sum(map(node_values, graph_nodes(value)))
 
 
+def pushed_values(value: Tensor) -> int:
+    """Number of values that a backward pass goes through: all but leaves and their transposes."""
+    nodes = list(graph_nodes(value))
+    leaves = {node for node in nodes if leaf_of(node) is not None}
+    return sum(
+        node_values(node)
+        for node in nodes
+        if node not in leaves and not {parent for parent, _ in node.next_functions} <= leaves
+    )
+
+
 @contextmanager
 def owners(model: nn.Module) -> Iterator[dict[Node, str]]:
     """Names of the innermost modules whose forward pass makes the nodes of a graph."""

@@ -16,7 +16,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from hesstheory.autograd.graph import graph_nodes, uses_of_leaves
+from hesstheory.autograd.graph import pushed_values, uses_of_leaves
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import Trial, apart_by_graph, generic
 from hesstheory.outputs.rules import CHUNK_BYTES, NORM_RULES, Norms
@@ -212,15 +212,7 @@ class Linearised:
     @cached_property
     def pushed_values(self) -> int:
         """Values of the graph that a backward pass goes through, but for parameters and their transposes."""
-        nodes = list(graph_nodes(self.outputs))
-        leaves = {node for node in nodes if hasattr(node, "variable")}
-        values = (
-            math.prod(metadata.shape)
-            for node in nodes
-            if node not in leaves and not {parent for parent, _ in node.next_functions} <= leaves
-            for metadata in getattr(node, "_input_metadata", ())
-        )
-        return sum(values)
+        return pushed_values(self.outputs)
 
     def squared_norm_of_sum(self, cotangent: Tensor) -> dict[str, Tensor]:
         """‖Σ_n J_nᵀ u_n‖² of every tensor, from one ordinary backward pass."""

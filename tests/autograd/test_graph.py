@@ -18,6 +18,7 @@ from hesstheory.autograd.graph import (
     operation,
     owners,
     parents_first,
+    pushed_values,
     shape_of,
     user_function,
     uses_of_leaves,
@@ -32,6 +33,8 @@ def test_nodes_are_named_after_their_operation():
     assert [leaf_of(node) is w for node in nodes] == [True, False, False, False]
     assert [list(shape_of(node)) for node in nodes[1:3]] == [[3, 2], [3, 2]]
     assert graph_values(value) == 4 + 6 + 6 + 1
+    assert pushed_values(value) == 6 + 6 + 1
+    assert pushed_values(w.T.sum()) == 1  # neither the leaf nor its transpose
     assert graph_leaves(value) == {id(w)}
     assert uses_of_leaves(value) == {id(w): 1}
     assert set(graph_nodes(value)) == set(nodes)
