@@ -33,7 +33,8 @@ def check_premises(rests_on: Premises, expected: Mapping[str, Verdict]) -> None:
         if refuted and verdict in _AFFIRMED:
             raise ValueError(
                 f"claim {id} expects {verdict}, but rests on {', '.join(refuted)}, which is "
-                f"expected to be refuted: pass expected=Verdict.INCONCLUSIVE, or derive it without that"
+                f"expected to be refuted: pass expected=Verdict.INCONCLUSIVE, or derive it "
+                f"without that"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from hesstheory.cli.check import check, mutants
+from hesstheory.cli.claim import claim
 from hesstheory.cli.measure import bench, doctor, harness
 from hesstheory.cli.validate import validate
 
@@ -24,6 +25,7 @@ def doors() -> None:
 
 for command in (validate, check, mutants, bench, harness, doctor):
     app.command()(command)
+app.add_typer(claim, name="claim")
 
 
 def main() -> None:
