@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from hesstheory.conformance.session import FAILED
+from hesstheory.conformance.results import CheckResult
 from hesstheory.conformance.subjects.wrong import WRONG
-from hesstheory.conformance.suite import SIGNATURES, CheckResult, check_estimator
+from hesstheory.conformance.suite import check_estimator
+from hesstheory.conformance.suspects import SIGNATURES
+from hesstheory.evidence.checks import Status
 from hesstheory.run.files import write_atomically
 from hesstheory.run.workers import scatter
 
@@ -61,7 +63,7 @@ def _killed(task: tuple[str, tuple[str, ...], int, int]) -> Killed:
     start, failed = time.monotonic(), list[CheckResult]()
     for profile in profiles:
         results = check_estimator(WRONG[name], profile, num_probes=num_probes, seed=seed)
-        failed = [result for result in results if result.status == FAILED]
+        failed = [result for result in results if result.status == Status.FAILED]
         if failed:
             break
     lines = sorted(line for result in failed for line in result.signature)

@@ -1,4 +1,7 @@
-"""Small measures that checks of several kinds use."""
+"""Small measures that checks of several kinds use, and the tolerances that they share.
+
+`tests/conformance/test_tolerances.py` measures what each tolerance has to lie between.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,52 @@ from collections.abc import Mapping
 import numpy as np
 
 from hesstheory.conformance.contract import TOTAL, Answer
-from hesstheory.conformance.problems import Reference
+from hesstheory.conformance.problems.reference import Reference
 from hesstheory.evidence.intervals import Interval
 
-SAME = 1e-9  # relative: answers of equal generator states differ by rounding only, and float32 inside shows
+# All are relative to Σ_l |tr H_ll|, or to the largest answer.
+#
+# Two answers that one float64 computation gives are closer than this: no randomness is in them. The
+# rounding of a sum of P ≤ 768 terms is about √P·eps = 6e-15 of them; random answers of 12 probes and
+# more lie 1e-3 apart.
+ROUNDING = 1e-12
+# Two ways of writing one float64 computation agree to this. They add up in another order, and terms
+# that cancel are up to 100 times their sum: right estimators stay below 1e-12. Arithmetic in float32
+# inside (eps = 1.2e-7) moves an answer by more than 1e-8.
+SAME = 1e-9
+# An answer this close to the certified trace is exact, be it in float32: a sum of P ≤ 204 float32
+# terms errs by √P·eps = 1.7e-6 of their typical size at most, and a diagonal that is cast to float32 by
+# 6e-8. One probe is so close by chance with probability below 1e-4, and a check asks several times.
+EXACT = 1e-6
+# Of float32 problems: 3 √P·eps for P = 768 parameters.
+SAME_IN_FLOAT32 = 1e-5
+# What lower precision inside explains: float32 moves answers by up to 1e-5 where terms cancel. Answers
+# from other draws lie 1e-3 apart.
+LOWER_PRECISION = 1e-4
+# The mean over all Hadamard columns is a trace up to the rounding of P·K ≤ 2¹⁷ products, times √P for
+# the growth of a sum's error: right estimators stay below 1e-12.
+ENUMERATED = 1e-10
 
 
 def distinct(rows: np.ndarray) -> np.ndarray:
     """Rows that differ by more than rounding.
 
-    On a network, twelve probes give the same sum again by chance with probability < 1e-7 even if each is a coordinate.
+    On a network, twelve probes give the same sum again by chance with probability below 1e-7, even if
+    each is a coordinate.
     """
-    distinct: np.ndarray = np.unique((rows / np.abs(rows).max()).round(12), axis=0)
+    digits = round(-np.log10(ROUNDING))
+    distinct: np.ndarray = np.unique((rows / np.abs(rows).max()).round(digits), axis=0)
     return distinct
 
 
 def is_exact(answer: Answer, reference: Reference) -> bool:
-    return relative_difference(answer.values, targets_of(answer, reference)) < 1e-6
+    """Whether the answer is the certified one, be it in single precision."""
+    return relative_difference(answer.values, targets_of(answer, reference)) < EXACT
 
 
 def targets_of(answer: Answer, reference: Reference) -> dict[str, float]:
-    return {TOTAL: sum(reference.traces.values())} if answer.is_total else reference.traces
+    """The certified traces of what is answered: of the blocks, or of the total."""
+    return {TOTAL: reference.total} if answer.is_total else reference.traces
 
 
 def relative_difference(a: Mapping[str, float], b: Mapping[str, float]) -> float:
@@ -37,8 +65,10 @@ def relative_difference(a: Mapping[str, float], b: Mapping[str, float]) -> float
 
 
 def percent(found: Interval) -> str:
+    """An effect relative to 1 with its interval, in per cent."""
     return f"{100 * found.effect:+.3g} % [{100 * found.low:+.3g}, {100 * found.high:+.3g}]"
 
 
 def sign_of(effect: float) -> str:
+    """The sign for a signature."""
     return "+" if effect > 0 else "−"

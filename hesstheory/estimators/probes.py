@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
+from hesstheory import theory
+
 
 @runtime_checkable
 class Probe(Protocol):
@@ -141,6 +143,13 @@ class Sphere:
 
     def kurtosis(self, num_params: int) -> float:
         return 3 * num_params / (num_params + 2)
+
+    def variance_from_norms(
+        self, squared_norm: float, trace: float, cross_squares: float, num_params: int
+    ) -> float:
+        """Variance of one probe on block l from ‖H_ll‖², tr H_ll, Σ_{m≠l}‖H_lm‖² and P (T5)."""
+        law = theory.sphere_variance_from_norms(squared_norm, trace, cross_squares, num_params)
+        return float(law)
 
     def sample(
         self, num_params: int, num_probes: int, generator: torch.Generator

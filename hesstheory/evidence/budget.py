@@ -10,6 +10,14 @@ PROFILES = ("smoke", "ci", "full")
 SUITE_ALPHA = 1e-6  # probability that a whole run goes falsely red (DESIGN: one budget)
 
 
+def level_of_look(alpha: float, looks: int) -> float:
+    """α/looks: the level of one look at a test that may end at any of them.
+
+    Whatever the looks have in common, the whole test then errs with probability at most α (Bonferroni).
+    """
+    return alpha / looks
+
+
 @dataclass(frozen=True)
 class Budget:
     """The probability that a whole run goes falsely red, shared equally by its statistical tests.

@@ -27,6 +27,11 @@ class Interval:
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        """Distance of the ends."""
+        return self.high - self.low
+
     def __str__(self) -> str:
         return f"{self.effect:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
 

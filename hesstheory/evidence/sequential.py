@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hesstheory.evidence.budget import level_of_look
 from hesstheory.evidence.checks import Check, Kind, Status
 from hesstheory.evidence.exact import as_array
 
@@ -76,7 +77,7 @@ class SequentialTest:
                     f"margin {self.margin} needs over {needed:,} draws: widen the margin or lower the variance"
                 )
             if np.all(
-                self.tail.half_width(self.first * 2 ** (count - 1), self.alpha / count)
+                self.tail.half_width(self.first * 2 ** (count - 1), level_of_look(self.alpha, count))
                 <= np.asarray(self.margin) / 2
             ):
                 return tuple(self.first * 2**look for look in range(count))
@@ -84,7 +85,7 @@ class SequentialTest:
 
     def half_width(self, num_draws: int) -> Any:
         """Half the width of the interval at a look."""
-        return self.tail.half_width(num_draws, self.alpha / len(self.looks))
+        return self.tail.half_width(num_draws, level_of_look(self.alpha, len(self.looks)))
 
     @property
     def detectable(self) -> Any:

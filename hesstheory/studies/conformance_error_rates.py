@@ -30,7 +30,8 @@ import torch
 
 from hesstheory import Gaussian, Problem, Rademacher, hessian
 from hesstheory.conformance.subjects.right import cut, forward_over_reverse, jvps_of_gradient
-from hesstheory.conformance.suite import check_estimator, exit_code
+from hesstheory.conformance.results import exit_code
+from hesstheory.conformance.suite import check_estimator
 from hesstheory.estimators.probes import Probe
 from hesstheory.evidence.intervals import clopper_pearson
 from hesstheory.run.files import append_line, write_atomically

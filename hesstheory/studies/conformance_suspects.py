@@ -13,7 +13,8 @@ import json
 from pathlib import Path
 
 from hesstheory.conformance.subjects.wrong import WRONG
-from hesstheory.conformance.suite import check_estimator, signatures, suspects
+from hesstheory.conformance.suite import check_estimator
+from hesstheory.conformance.suspects import signatures, suspects
 from hesstheory.run.files import write_atomically
 from hesstheory.run.provenance import provenance
 

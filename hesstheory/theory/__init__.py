@@ -51,6 +51,7 @@ from hesstheory.theory.probes import (
     quadratic_form,
     rademacher_advantage,
     sphere_variance,
+    sphere_variance_from_norms,
 )
 from hesstheory.theory.symbols import expectation, symmetric_symbols
 from hesstheory.theory.tails import (
@@ -103,6 +104,7 @@ __all__ = [
     "quadratic_form",
     "rademacher_advantage",
     "sphere_variance",
+    "sphere_variance_from_norms",
     "squared_norm",
     "summed_logit_probe_variance",
     "symmetric_symbols",

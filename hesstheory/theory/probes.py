@@ -264,6 +264,44 @@ def sphere_variance(H_ll: Matrix, cross_blocks: Iterable[Matrix], num_params: Sc
     return (2 * spread + cross_term(H_ll, cross_blocks)) * P / (P + 2)
 
 
+def sphere_variance_from_norms(
+    squared_norm: Scalar, trace: Scalar, cross_squares: Scalar, num_params: Scalar
+) -> Scalar:
+    """`sphere_variance` from norms of the layer's rows.
+
+    Var q_l = P/(P+2)·(2‖H_ll‖² + Σ_{m≠l} ‖H_lm‖²) − 2/(P+2)·(tr H_ll)²
+
+    Parameters
+    ----------
+    squared_norm
+        ‖H_ll‖².
+    trace
+        tr H_ll.
+    cross_squares
+        Σ_{m≠l} ‖H_lm‖².
+    num_params
+        P, the parameters of all layers together.
+
+    Returns
+    -------
+    Scalar
+        Variance, in the units of H squared. Where H_ll is close to a multiple of the identity the
+        two terms cancel, and `sphere_variance` is the accurate one.
+
+    Notes
+    -----
+    Claim T5.
+
+    Examples
+    --------
+    >>> from hesstheory import theory
+    >>> theory.sphere_variance_from_norms(10.0, 4.0, 0.0, num_params=2)
+    2.0
+    """
+    P = num_params
+    return (P * (2 * squared_norm + cross_squares) - 2 * trace**2) / (P + 2)
+
+
 def quadratic_form(H: Matrix, index_l: Matrix) -> Matrix:
     """The matrix A_l of the estimate from one product, q_l = zᵀA_l z.
 

@@ -27,20 +27,34 @@ class TiedPair:
 
 
 class TwoUses(nn.Module):
-    """W x₁ + W x₂ (parallel, inputs n×2×2) or W W x (series, inputs n×2), W 2×2, in modules `first` and `second`."""
+    """W x₁ + W x₂ (parallel, inputs n×2×d), or W W x (series, inputs n×d, W square).
 
-    def __init__(self, weight: Float[Tensor, "2 2"], *, series: bool) -> None:
+    The two uses are modules `first` and `second`. `beside` adds V x₁ in a module `other`, parallel
+    alone.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "out d"],
+        *,
+        series: bool,
+        beside: Float[Tensor, "out d"] | None = None,
+    ) -> None:
         super().__init__()
         self.series = series
-        self.first, self.second = (linear(2, 2, bias=False) for _ in range(2))
+        num_out, num_in = weight.shape
+        self.first, self.second = (linear(num_in, num_out, bias=False) for _ in range(2))
         self.first.weight = self.second.weight = nn.Parameter(weight.clone())
+        self.other = None if beside is None else linear(num_in, num_out, bias=False)
+        if self.other is not None:
+            self.other.weight = nn.Parameter(beside.clone())
 
-    def forward(self, x: Tensor) -> Float[Tensor, "samples 2"]:
+    def forward(self, x: Tensor) -> Float[Tensor, "samples out"]:
         if self.series:
             twice: Tensor = self.second(self.first(x))
             return twice
         parallel: Tensor = self.first(x[:, 0]) + self.second(x[:, 1])
-        return parallel
+        return parallel if self.other is None else parallel + self.other(x[:, 0])
 
 
 def tied_pairs(sign: int, generator: torch.Generator) -> tuple[TiedPair, TiedPair]:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 
 from hesstheory.estimators.probes import Gaussian, Probe, Rademacher, SparseSigns, Sphere
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.estimators.protocol import VarianceLaw, law_of_probe
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
 
@@ -150,6 +151,11 @@ class FreshGraph:
     """Probes of any distribution, a graph for every batch and probe; traces with standard errors."""
 
     probe: Probe
+
+    @property
+    def variance_law(self) -> VarianceLaw | None:
+        """T2 where the entries are independent."""
+        return law_of_probe(self.probe)
 
     def __call__(
         self, problem: Problem, *, num_probes: int, generator: torch.Generator

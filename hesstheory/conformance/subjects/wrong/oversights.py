@@ -28,7 +28,7 @@ from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
 
 
-# --- parameters and batches -------------------------------------------------------------------------------------------
+# --- parameters and batches ----------------------------------------------------------------------
 @spoils("forms")
 def scalars_skipped(problem: Problem, Z: Tensor) -> Tensor:
     """Leaves parameters without dimensions out of the probe."""
@@ -130,7 +130,7 @@ def stops_at_a_linear_tensor(
     return dict(zip(problem.index, by_block(problem, products).mean(0).tolist(), strict=True))
 
 
-# --- probes -----------------------------------------------------------------------------------------------------------
+# --- probes --------------------------------------------------------------------------------------
 @spoils("draw", as_values)
 def seed_of_twelve_bits(problem: Problem, num_probes: int, generator: torch.Generator) -> Tensor:
     """Seeds a generator of its own with one of 4096 numbers."""
@@ -176,7 +176,7 @@ def _hundred(problem: Problem, num_probes: int, generator: torch.Generator) -> T
 listed("draw", hundred_probes_at_most=("Draws a hundred probes at most.", _hundred, as_values))
 
 
-# --- means and errors -------------------------------------------------------------------------------------------------
+# --- means and errors ----------------------------------------------------------------------------
 @spoils("reduce")
 def mean_of_chunks(samples: Tensor) -> Tensor:
     """Averages the means of chunks of 16 probes, the last of which may be one probe."""
@@ -209,7 +209,7 @@ listed(
         _divided_by_one_less),
 )  # fmt: skip
 
-# --- what stays from call to call -------------------------------------------------------------------------------------
+# --- what stays from call to call ----------------------------------------------------------------
 _BY_VERSION: dict[tuple[Any, ...], Tensor] = {}
 
 _BY_MODEL: MutableMapping[nn.Module, tuple[str, ...]] = WeakKeyDictionary()

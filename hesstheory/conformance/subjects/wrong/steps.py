@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from hesstheory.curvature.matrix import hessian
 from hesstheory.estimators.probes import Gaussian, Probe, Rademacher
+from hesstheory.estimators.protocol import law_of_probe
 from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
@@ -25,12 +27,14 @@ Report = Callable[[Problem, Tensor, Tensor, Tensor], Any]
 
 WRONG: dict[str, BlackBox] = {}
 
+# What some of them say of themselves: the law of these distributions.
 _DECLARED: dict[str, Probe] = {
     "normals_for_signs": Rademacher(),
     "signs_for_normals": Gaussian(),
     "gradients_pile_up": Rademacher(),
 }
 
+# Those that also take the keyword `probes`.
 _TAKE_PROBES = {
     "given_signed",
     "unweighted_batches", "summed_loss", "gauss_newton_instead", "weight_decay", "matrices_only", "alphabetical_order",
@@ -39,7 +43,7 @@ _TAKE_PROBES = {
 }  # fmt: skip
 
 
-# --- the right estimator, step by step: samples are K×blocks, one row per probe ---------------------------------------
+# --- the right estimator, step by step: samples are K×blocks, one row per probe ------------------
 def draw_signs(problem: Problem, num_probes: int, generator: torch.Generator) -> Tensor:
     """Fair signs, P×K."""
     return Rademacher().sample(problem.num_params, num_probes, generator)
@@ -122,7 +126,7 @@ def _spoil(step: str, name: str, sin: str, wrong: BlackBox, report: Report = as_
     estimator: BlackBox = told if name in _TAKE_PROBES else blind
     estimator.__name__, estimator.__qualname__, estimator.__doc__ = name, name, sin
     if name in _DECLARED:
-        vars(estimator)["probe"] = _DECLARED[name]
+        vars(estimator)["variance_law"] = law_of_probe(_DECLARED[name])
     WRONG[name] = estimator
 
 
@@ -186,6 +190,16 @@ def gradient(problem: Problem) -> Tensor:
     ).sum()
     rows = torch.autograd.grad(risk, list(problem.params.values()), materialize_grads=True)
     return torch.cat([row.reshape(-1) for row in rows])
+
+
+_DENSE: MutableMapping[Problem, Tensor] = WeakKeyDictionary()
+
+
+def dense_of(problem: Problem) -> Tensor:
+    """The dense Hessian, computed once for every problem."""
+    if problem not in _DENSE:
+        _DENSE[problem] = hessian(problem).to_dense()
+    return _DENSE[problem]
 
 
 def sizes_of(problem: Problem) -> Tensor:
