@@ -1,6 +1,5 @@
 """How is it measured? Estimators of block traces, probes, and advice on both."""
 
-from hesstheory.estimators.advice import dense_traces, rank_layers, recommend
 from hesstheory.estimators.deflated import HutchPP, XTrace
 from hesstheory.estimators.enumerations import (
     all_signs,
@@ -21,6 +20,9 @@ from hesstheory.estimators.probes import (
 )
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.estimators.protocol import Estimator, TakesProbes, VarianceLaw
+from hesstheory.estimators.ranks import rank_layers
+from hesstheory.estimators.recommendation import recommend
+from hesstheory.estimators.without_probes import dense_traces
 
 __all__ = [
     "BlockSeparatedTrace",

@@ -21,6 +21,7 @@ from hesstheory import (
     Uniform,
     ggn,
     hessian,
+    zoo,
 )
 from hesstheory.estimators.enumerations import hadamard_columns
 

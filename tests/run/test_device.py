@@ -20,7 +20,8 @@ from hesstheory.curvature import linearised
 from hesstheory.curvature.matrix import ggn, hessian, residual
 from hesstheory.curvature.uses import unrolled_hessian
 from hesstheory.estimators import products
-from hesstheory.estimators.advice import rank_layers, recommend
+from hesstheory.estimators.ranks import rank_layers
+from hesstheory.estimators.recommendation import recommend
 from hesstheory.estimators.deflated import HutchPP, XTrace
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.estimators.probes import (
