@@ -71,6 +71,7 @@ def graph_values(value: Tensor) -> int:
 
 def pushed_values(value: Tensor) -> int:
     """Number of values that a backward pass goes through: all but leaves and their transposes."""
+    # A linear layer transposes its weight first: a pass does no work there.
     nodes = list(graph_nodes(value))
     leaves = {node for node in nodes if leaf_of(node) is not None}
     return sum(
@@ -89,6 +90,7 @@ def owners(model: nn.Module) -> Iterator[dict[Node, str]]:
     def claim(values: object) -> None:
         for value in tree_leaves(values):
             if isinstance(value, Tensor) and value.grad_fn is not None:
+                # The innermost module returns first, and who claims a node first keeps it.
                 for node in graph_nodes(value):
                     owner.setdefault(node, running[-1] if running else "")
 
@@ -104,6 +106,7 @@ def owners(model: nn.Module) -> Iterator[dict[Node, str]]:
         running.pop()
 
     with ExitStack() as hooks:
+        # What a module is given was made outside of it, what it returns and nobody claimed inside.
         for name, module in model.named_modules():
             hooks.enter_context(module.register_forward_pre_hook(enters(name)))
             hooks.enter_context(module.register_forward_hook(leave))

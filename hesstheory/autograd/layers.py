@@ -40,6 +40,7 @@ class Geometry:
 
     def slopes(self, g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes at the input and at the weight."""
+        # The mask asks for input and weight. A bias is added outside: its slope is a plain sum.
         at_x, at_w, _ = torch.ops.aten.convolution_backward(
             g, x, w, None, *self.options, [True, True, False]
         )
@@ -157,6 +158,7 @@ def _convolution(
 
     def each(option: int | Sequence[int]) -> list[int]:
         """One number for each dimension."""
+        # conv2d takes a single number in a list, too.
         values = [option] if isinstance(option, int) else list(option)
         return values * (dimensions // len(values))
 
@@ -182,6 +184,7 @@ class _Normalised(Function):
         variance: Tensor,
         eps: float,
     ) -> Tensor:
+        # 1/s, with s the deviation: the statistics are constants in eval mode.
         ctx.save_for_backward(centred, w, (variance + eps).rsqrt())
         # PyTorch's own digits: one unit that rounding switches on would change the matrix.
         return torch.batch_norm(
@@ -191,7 +194,7 @@ class _Normalised(Function):
     @staticmethod
     def backward(ctx: _Context, g: Tensor) -> tuple[Tensor | None, ...]:
         centred, w, scale = ctx.saved_tensors
-        others = [axis for axis in range(g.ndim) if axis != 1]
+        others = [axis for axis in range(g.ndim) if axis != 1]  # all but the channels
         at_centred = g * _of_channels(w * scale, g) if ctx.needs_input_grad[0] else None
         at_w = scale * (g * centred).sum(others)
         return at_centred, at_w, g.sum(others), None, None, None, None
@@ -246,6 +249,7 @@ _CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d)
 
 def _is_plain(x: object = None, w: object = None, *args: object, **options: object) -> bool:
     """A batch and a weight given by position, both real; padding in numbers; no autocast."""
+    # Subclasses of Tensor may have rules of their own.
     if type(x) is not Tensor or not isinstance(w, Tensor):
         return False
     if x.ndim != w.ndim or x.is_complex():

@@ -83,7 +83,7 @@ def vjp(
     outputs = [value for value, _ in live]
     grads = [cotangent for _, cotangent in live]
     num_columns = len(grads[0])
-    with second_derivatives():
+    with second_derivatives():  # for it names the operation that has none
         if num_columns > 1:
             # An operation without a batching rule fails here and may still work column by column.
             with suppress(RuntimeError):
@@ -160,6 +160,7 @@ def unit_tangents(
     list[Tensor | None]
         For each parameter a tensor of its shape behind an axis of `chunk`; None for zero.
     """
+    # None and not zeros: a product leaves out the parameters that a chunk does not touch.
     tangents: list[Tensor | None] = [None] * len(params)
     start = 0
     for i in rows:

@@ -17,6 +17,8 @@ from hesstheory.autograd.graph import (
     user_function,
 )
 
+# By the names that `operation` reads. A name that is missing costs an exact trace; a name in the
+# wrong set would cost a wrong number.
 _LINEAR = frozenset(
     """Add Sub Rsub Neg Sum Mean T View UnsafeView Reshape ReshapeAlias Expand Permute Transpose
     Squeeze Unsqueeze Slice Select Index IndexSelect Gather Cat Stack Split SplitWithSizes Unbind
@@ -57,7 +59,7 @@ def obstacle(outputs: Tensor) -> tuple[Node, str] | None:
     # Sets of parameters as the bits of an integer: unions and overlaps cost one operation each.
     bits: dict[int, int] = {}
     depends: dict[Node | None, int] = {None: 0}
-    for node in parents_first(outputs.grad_fn):
+    for node in parents_first(outputs.grad_fn):  # operands come before what is made of them
         if (leaf := leaf_of(node)) is not None:
             depends[node] = 1 << bits.setdefault(id(leaf), len(bits))
             continue

@@ -71,11 +71,12 @@ def linearised_ggn(problem: Problem, batch: Batch) -> Push:
     params = list(problem.params.values())
     outputs = _output_tensor(problem, batch)
     leaf, slope = loss_slope(problem, outputs, batch)
+    # Its values do not matter, it is differentiated once and Jᵀu is linear in u.
     dummy = torch.zeros_like(outputs, requires_grad=True)
     pulled = gradients_of(outputs, params, create_graph=True, grad_outputs=dummy)
 
     def push(tangents: Sequence[Tensor | None], wanted: Sequence[int]) -> list[Tensor | None]:
-        # J v without forward mode: the pull-back u ↦ Jᵀu is linear in u, its transpose is J.
+        # J v without forward mode, which many operations lack: the transpose of u ↦ Jᵀu is J.
         (pushed,) = vjp(pulled, tangents, [dummy])
         (bent,) = vjp([slope], [pushed], [leaf])
         return vjp([outputs], [bent], [params[j] for j in wanted])
@@ -99,6 +100,7 @@ def linearised_residual(problem: Problem, batch: Batch) -> Push:
 
 def _layers(problem: Problem) -> AbstractContextManager[object]:
     """Faster convolutions and batch norms, which have no rule for a batch of products."""
+    # They pay where columns go one by one, which is where the model is large.
     return BilinearLayers() if columns_at_once(problem.num_params) == 1 else nullcontext()
 
 

@@ -72,6 +72,7 @@ def forms(
             # Cast and multiplied chunk by chunk: no product is held for longer than that.
             probes = tangents(problem, columns[chunk])
             for part in parts:
+                # None for the other tensors, so that nothing goes through what depends on them.
                 only = [probe if j in part else None for j, probe in enumerate(probes)]
                 for j, row in zip(part, push(only, part), strict=True):
                     if row is not None:

@@ -67,7 +67,7 @@ def unrolled_hessian(problem: Problem, name: str) -> Float[Tensor, "instances n 
         raise KeyError(
             f"no parameter {name!r}; the parameters are {', '.join(map(repr, problem.params))}"
         )
-    problem = problem.double()
+    problem = problem.double()  # dense results are float64
     total: Tensor | None = None
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         U = _unrolled(problem, name, batch)
@@ -90,6 +90,7 @@ def _unrolled(
     with second_derivatives():
         check_twice_differentiable(loss)
         gradients = torch.autograd.grad(loss, uses.leaves, create_graph=True, allow_unused=True)
+        # A call whose result the loss does not depend on is no use.
         live = [(leaf, g) for leaf, g in zip(uses.leaves, gradients, strict=True) if g is not None]
         T = len(live)
         n = problem.params[name].numel()

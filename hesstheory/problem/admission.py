@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from hesstheory.problem.partition import Partition
 
+# Base classes, private in PyTorch: of batch norms in all dimensions, SyncBatchNorm among them, and
+# of all dropouts, those of channels and of SELU units among them.
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 _DROPOUT = nn.modules.dropout._DropoutNd
 
-# By the name of a parameter, what must stay while its values change.
+# By the name of a parameter, what must stay while its values change: its identity, whether it is
+# trained, its dtype, device and shape.
 Layout = dict[str, tuple[int, bool, torch.dtype, torch.device, torch.Size]]
 
 
@@ -33,6 +36,14 @@ def trained(model: nn.Module) -> Mapping[str, Tensor]:
 
 
 # --- the model ----------------------------------------------------------------------------------
+
+
+def check_model(model: nn.Module, params: Mapping[str, Tensor], allow_train_mode: bool) -> None:
+    """Raises ValueError for parameters and modules of which a curvature would be wrong."""
+    check_parameters(params)
+    check_embeddings(model)
+    if not allow_train_mode:
+        check_modes(model)
 
 
 def check_types(model: nn.Module, loss_fn: Callable[..., object]) -> None:
@@ -98,8 +109,11 @@ def check_embeddings(model: nn.Module) -> None:
                 )
 
 
-def check_unchanged(model: nn.Module, layout: Layout) -> None:
-    """Raises ValueError where a model is no longer the one of which the layout was taken."""
+def check_unchanged(model: nn.Module, layout: Layout, allow_train_mode: bool) -> None:
+    """Raises ValueError where a model is no longer the one that was admitted.
+
+    Values of parameters may change. Whether they are finite shows in the loss.
+    """
     now = layout_of(model)
     if now != layout:
         names = now.keys() | layout.keys()
@@ -109,6 +123,8 @@ def check_unchanged(model: nn.Module, layout: Layout) -> None:
             "frozen, unfrozen, converted or moved): build a new Problem from the model as it is "
             "now"
         )
+    if not allow_train_mode:
+        check_modes(model)
 
 
 # --- its parameters -----------------------------------------------------------------------------
@@ -121,6 +137,7 @@ def check_parameters(params: Mapping[str, Tensor]) -> None:
             "the model has no trainable parameter: set requires_grad_(True) on those to be "
             "differentiated"
         )
+    # θ is one vector: it has one dtype and one device, so that the first tensor speaks for all.
     _check_one("dtype", {p.dtype for p in params.values()})
     _check_one("device", {p.device for p in params.values()})
     first = next(iter(params.values()))
@@ -128,7 +145,7 @@ def check_parameters(params: Mapping[str, Tensor]) -> None:
         raise ValueError(
             "the parameters are not real floating point numbers: convert the model with .double()"
         )
-    if first.is_meta:
+    if first.is_meta:  # before any question about values, which would fail without a cure
         raise ValueError(
             "the parameters are on the meta device, without values: use model.to_empty() and load "
             "them"
@@ -185,6 +202,7 @@ def _folds(p: Tensor) -> bool:
 
 def _span(p: Tensor) -> int:
     """Entries from the first in memory to the last."""
+    # Strides of PyTorch are never negative: the first entry is the lowest.
     return 1 + sum((size - 1) * stride for stride, size in zip(p.stride(), p.shape, strict=True))
 
 

@@ -71,7 +71,7 @@ def _explained(problem: Problem, number: int) -> Iterator[None]:
     """Says of a forward pass that fails what was given to what."""
     try:
         yield
-    except (NotTwiceDifferentiable, torch.OutOfMemoryError):
+    except (NotTwiceDifferentiable, torch.OutOfMemoryError):  # they name their own cure
         raise
     except (RuntimeError, TypeError, AttributeError, LookupError) as error:
         inputs, targets = problem.batches[number]
@@ -110,6 +110,7 @@ def _with_other_random_numbers(problem: Problem) -> Tensor:
     devices = cuda_devices(problem.device)
     generators = [torch.cuda.default_generators[device.index] for device in devices]
     with torch.random.fork_rng(devices):
+        # Any other seed; the states are given back at the end.
         for generator in (torch.default_generator, *generators):
             generator.manual_seed(torch.initial_seed() ^ 1)
         return problem.loss(problem.batches[0])

@@ -21,6 +21,7 @@ Loss = Callable[[Any, Any], Tensor]
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Gradients on, the random state given back, attention by a kernel with two derivatives."""
+    # PyTorch would take a fused kernel for attention, which has one derivative and no second.
     with (
         torch.random.fork_rng(cuda_devices(device)),
         differentiating(),
@@ -77,6 +78,7 @@ def loss_value(
         raise ValueError(
             f"loss_fn returned {shape}, not one real number: let it return the mean over the batch"
         )
+    # A loss of shape (1,) is one number too; the view must have a graph in every mode.
     with differentiating():
         return loss.reshape(())
 

@@ -41,6 +41,19 @@ class Partition:
 
     blocks: Mapping[str, tuple[str, ...]]
 
+    def tensors_of(self, block: str) -> tuple[str, ...]:
+        """Names of a block's tensors.
+
+        Raises
+        ------
+        KeyError
+            There is no such block; the message lists the blocks.
+        """
+        if block not in self.blocks:
+            known = ", ".join(map(repr, self.blocks))
+            raise KeyError(f"no block {block!r}; the blocks are {known}")
+        return self.blocks[block]
+
     @classmethod
     def by(cls, model: nn.Module, label: Callable[[str], str]) -> Partition:
         """Blocks by a function of the parameter's name.
@@ -60,6 +73,7 @@ class Partition:
         """
         blocks: dict[str, list[str]] = {}
         for aliases in _trainable(model).values():
+            # A dict keeps the order of the owners, a set would not.
             owners = dict.fromkeys(label(alias) for alias in aliases)
             if bad := [owner for owner in owners if not isinstance(owner, str) or not owner]:
                 raise ValueError(
@@ -115,6 +129,7 @@ def positions_of(
 
 def _owner(parameter: str) -> str:
     """Path of the module that owns a parameter, seen through `torch.nn.utils.parametrize`."""
+    # A parametrized weight is called LAYER.parametrizations.weight.original.
     module, parametrized, _ = parameter.partition(".parametrizations.")
     return module if parametrized else parameter.rpartition(".")[0]
 
@@ -122,6 +137,7 @@ def _owner(parameter: str) -> str:
 def _trainable(model: nn.Module) -> dict[int, list[str]]:
     """Names of every trainable tensor, all aliases of a tied one together, by its identity."""
     aliases: dict[int, list[str]] = {}
+    # Partition and Problem must agree on names, and a compiled model calls its own _orig_mod.NAME.
     for name, parameter in uncompiled(model).named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             aliases.setdefault(id(parameter), []).append(name)

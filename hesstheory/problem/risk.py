@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from hesstheory.problem import views
 from hesstheory.problem.admission import (
-    check_embeddings,
-    check_modes,
-    check_parameters,
+    check_model,
     check_partition,
     check_types,
     check_unchanged,
@@ -82,10 +80,7 @@ class Problem:
         self.allow_train_mode = allow_train_mode
         self.params = trained(self.model)
         self.layout = layout_of(self.model)  # see check_unchanged
-        check_parameters(self.params)
-        check_embeddings(self.model)
-        if not allow_train_mode:
-            check_modes(self.model)
+        check_model(self.model, self.params, allow_train_mode)
         self.partition = Partition.by_layer(self.model) if partition is None else partition
         check_partition(self.partition, self.params)
         self.no_mean = check_risk(self)  # why loss_fn is no mean over samples, if it is none
@@ -136,10 +131,7 @@ class Problem:
 
     def tensors_of(self, block: str) -> tuple[str, ...]:
         """Names of a block's tensors; raises KeyError with the known names."""
-        if block not in self.partition.blocks:
-            known = ", ".join(map(repr, self.partition.blocks))
-            raise KeyError(f"no block {block!r}; the blocks are {known}")
-        return self.partition.blocks[block]
+        return self.partition.tensors_of(block)
 
     # --- the same problem, seen otherwise -------------------------------------------------------
 
@@ -155,9 +147,7 @@ class Problem:
 
     def outputs(self, batch: Batch) -> Any:
         """f_θ(x) of a batch with its graph; raises ValueError where the model was changed."""
-        check_unchanged(self.model, self.layout)
-        if not self.allow_train_mode:
-            check_modes(self.model)
+        check_unchanged(self.model, self.layout, self.allow_train_mode)
         return self.outputs_at({}, batch[0])
 
     def outputs_at(self, tensors: Mapping[str, Tensor], inputs: object) -> Any:

@@ -29,6 +29,7 @@ def with_batches(problem: Problem, batches: Iterable[Batch]) -> Problem:
         As from `Problem`, for what is no sequence of `(inputs, targets)`, or for several batches
         where the loss is not the mean over samples.
     """
+    # A shallow copy: what was checked once is not checked again, and the model is shared.
     other = copy.copy(problem)
     other.batches = read_batches(batches)
     other.batch_sizes = sizes_of_batches(other.batches)
