@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hesstheory.harness import show
 from hesstheory.harness.course import run
-from hesstheory.harness.stages import STAGES
+from hesstheory.harness.stages.registry import STAGES
 from hesstheory.harness.subject import Settings
 
-__all__ = ["STAGES", "Settings", "run"]
+__all__ = ["STAGES", "Settings", "run", "show"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +16,8 @@ import torch
 
 from hesstheory import evidence
 from hesstheory.evidence.checks import Check, Status, Verdict
-from hesstheory.harness.stages import STAGES, Found, Stage
+from hesstheory.harness.stages.registry import STAGES
+from hesstheory.harness.stages.stage import Found, Measurement
 from hesstheory.harness.subject import Say, Settings, Subject, built
 from hesstheory.run.files import write_atomically
 from hesstheory.run.memory import peak_memory
@@ -142,7 +143,7 @@ def _read(file: Path) -> Found | None:
 
 
 def _measured(
-    name: str, stage: Callable[[Subject, Mapping[str, Found]], Stage], subject: Subject, found: Any
+    name: str, stage: Measurement, subject: Subject, found: Mapping[str, Found]
 ) -> Found:
     start = time.perf_counter()
     result = stage(subject, found)

@@ -24,7 +24,27 @@ class Timed(NamedTuple, Generic[_T]):
     result: _T
 
 
-def timed(work: Callable[[], _T], device: torch.device | None = None) -> Timed[_T]:
+def timed(work: Callable[[], _T], device: torch.device) -> Timed[_T]:
+    """Seconds and result of a call: on CUDA between two events of its stream, else on the wall."""
+    if device.type != "cuda":
+        return wall_timed(work)
+    event: Callable[..., torch.cuda.Event] = torch.cuda.Event
+    before = event(enable_timing=True)
+    after = event(enable_timing=True)
+    before.record()
+    result = work()
+    after.record()
+    torch.cuda.synchronize(device)
+    milliseconds = float(before.elapsed_time(after))
+    return Timed(milliseconds / 1000, result)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, as `timed` counts them."""
+    return timed(work, device).seconds
+
+
+def wall_timed(work: Callable[[], _T], device: torch.device | None = None) -> Timed[_T]:
     """Wall seconds of a call, from an idle device to an idle device, and its result.
 
     This is what a user waits for: work of the host counts.
@@ -34,20 +54,6 @@ def timed(work: Callable[[], _T], device: torch.device | None = None) -> Timed[_
     result = work()
     _wait_for(device)
     return Timed(time.perf_counter() - start, result)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call: on a CUDA device between two events of its stream, else on the wall."""
-    if device.type != "cuda":
-        return timed(work).seconds
-    event: Callable[..., torch.cuda.Event] = torch.cuda.Event
-    before = event(enable_timing=True)
-    after = event(enable_timing=True)
-    before.record()
-    work()
-    after.record()
-    torch.cuda.synchronize(device)
-    return float(before.elapsed_time(after)) / 1000  # events count milliseconds
 
 
 def cpu_timed(work: Callable[[], _T]) -> Timed[_T]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from hesstheory.harness.stages import exact
+from hesstheory.harness.stages.exact import exact
 from hesstheory.harness.subject import Settings, built
 from hesstheory.run.files import write_atomically
 from hesstheory.run.provenance import provenance

@@ -31,8 +31,8 @@ class Work:
 
 def test_seconds_are_of_the_wall_or_of_the_processor(monkeypatch):
     work = Work(monkeypatch, 0.25)
-    assert clock.timed(work) == (2.5, 1)
-    assert clock.timed(work, CPU).result == 2
+    assert clock.wall_timed(work) == (2.5, 1)
+    assert clock.timed(work, CPU) == (2.5, 2)
     assert clock.seconds_of(work, CPU) == 2.5
     assert clock.cpu_timed(work) == (0.25, 4)
     assert clock.cpu_seconds_of(work) == 0.25
@@ -40,13 +40,14 @@ def test_seconds_are_of_the_wall_or_of_the_processor(monkeypatch):
 
 def test_rest_is_no_cpu_time():
     """The wall sees it, up to the resolution of a sleep."""
-    wall = clock.timed(lambda: clock.cpu_seconds_of(lambda: time.sleep(0.05)))
+    wall = clock.wall_timed(lambda: clock.cpu_seconds_of(lambda: time.sleep(0.05)))
     assert wall.seconds >= 0.049
     assert wall.result < 0.04
 
 
 def test_seconds_are_those_of_the_events(device):
     assert clock.seconds_of(lambda: None, device) == 1e-3
+    assert clock.timed(lambda: "done", device) == (1e-3, "done")
 
 
 def test_the_wall_waits_for_the_device(device):
@@ -59,7 +60,7 @@ def test_the_wall_waits_for_the_device(device):
 
     Event().record()
     before = Event.clock
-    clock.timed(work, device)
+    clock.wall_timed(work, device)
     assert waited == [before]
     assert Event.waited_for == before + 1
 
