@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-# How much is spent: deterministic checks alone (seconds), what CI affords (a minute or two), everything.
+# How much is spent: deterministic checks alone (seconds), what CI affords (minutes), everything.
 PROFILES = ("smoke", "ci", "full")
-SUITE_ALPHA = 1e-6  # probability that a whole run goes falsely red (DESIGN: one budget)
+
+# Probability that a whole run goes falsely red: less than once in the lifetime of a project, even
+# with a run for every commit.
+SUITE_ALPHA = 1e-6
 
 
 def level_of_look(alpha: float, looks: int) -> float:
     """α/looks: the level of one look at a test that may end at any of them.
 
-    Whatever the looks have in common, the whole test then errs with probability at most α (Bonferroni).
+    The whole test then errs with probability at most α, whatever the looks have in common
+    (Bonferroni).
     """
     return alpha / looks
 
@@ -22,7 +26,13 @@ def level_of_look(alpha: float, looks: int) -> float:
 class Budget:
     """The probability that a whole run goes falsely red, shared equally by its statistical tests.
 
-    A test of the subject may falsely fail, a test of a mutant falsely pass: both are paid for.
+    A test of the subject may falsely fail, and a test of a mutant may falsely pass. Both are paid
+    for, so that one claim with t tests and m mutants counts t(1 + m).
+
+    Examples
+    --------
+    >>> Budget.of([(3, 1), (2, 4)]).num_tests
+    16
     """
 
     num_tests: int

@@ -5,13 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Any
+from typing import TypeAlias
 
-Rows = Sequence[Mapping[str, Any]]
+# Records for a figure: a row is a mapping of column to number or text.
+Rows: TypeAlias = Sequence[Mapping[str, object]]
 
 
 class Verdict(StrEnum):
-    """What the evidence says of a claim."""
+    """What the evidence says of a claim.
+
+    STALE means that code or data have changed since the verdict, UNTESTED that there is none.
+
+    Examples
+    --------
+    >>> print(Verdict("HOLDS"))
+    HOLDS
+    """
 
     HOLDS = "HOLDS"
     CONDITIONAL = "CONDITIONAL"
@@ -33,8 +42,8 @@ class Kind(StrEnum):
 class Status(StrEnum):
     """Outcome of one check, of a claim or of an estimator.
 
-    `reported` says something without deciding anything; `skipped` did not apply, `blocked` had a prerequisite that
-    failed, `xfailed` failed as was expected with a reason.
+    `reported` says something without deciding anything. `skipped` did not apply, `blocked` had a
+    prerequisite that failed, and `xfailed` failed as was expected with a reason.
     """
 
     PASSED = "passed"
@@ -50,9 +59,27 @@ class Status(StrEnum):
 class Check:
     """One comparison and its outcome.
 
-    `discrepancy` and `bound` are in the units of what is compared; `alpha` is the probability of a false alarm,
-    `detectable` the smallest discrepancy found with probability `power`. `rows` are records for the figure that shows
-    `table`. A failed check with a `condition` does not refute the claim: it holds only under that condition.
+    Attributes
+    ----------
+    discrepancy, bound
+        What was found and what is allowed, in the units of what is compared.
+    alpha
+        Probability of a false alarm, of statistical checks.
+    detectable, power
+        The smallest discrepancy that is found with probability `power`.
+    num_draws
+        Number of random draws.
+    condition
+        A failed check with a condition does not refute the claim: it holds only under that
+        condition.
+    table, rows
+        Records for the figure that shows `table`.
+
+    Examples
+    --------
+    >>> check = holds("positive", 2 > 0, "2 is")
+    >>> print(check.kind, check.status)
+    exact passed
     """
 
     name: str
@@ -83,9 +110,8 @@ def verdict(checks: Sequence[Check]) -> Verdict:
     statuses = {check.status for check in checks}
     if any(check.status is Status.FAILED and not check.condition for check in checks):
         return Verdict.REFUTED
-    if (
-        Status.INCONCLUSIVE in statuses
-    ):  # it might refute what the others leave standing under a condition
+    # An open check might refute what the others leave standing under a condition.
+    if Status.INCONCLUSIVE in statuses:
         return Verdict.INCONCLUSIVE
     if Status.FAILED in statuses:
         return Verdict.CONDITIONAL if Status.PASSED in statuses else Verdict.REFUTED
@@ -93,11 +119,29 @@ def verdict(checks: Sequence[Check]) -> Verdict:
 
 
 def holds(name: str, statement: bool, detail: str, *, kind: Kind = Kind.EXACT) -> Check:
-    """A yes-or-no fact that arithmetic decides: an inequality, a sign, a membership; the detail gives the numbers."""
+    """A yes-or-no fact that arithmetic decides: an inequality, a sign, a membership.
+
+    Parameters
+    ----------
+    name
+        Name of the check, of its own within the claim.
+    statement
+        Whether the fact is true.
+    detail
+        The numbers behind it.
+    kind
+        Kind of evidence.
+
+    Returns
+    -------
+    Check
+        Passed or failed.
+    """
     return Check(name, kind, Status.PASSED if statement else Status.FAILED, detail)
 
 
 def empirical(name: str, detail: str, *, statement: bool | None = None) -> Check:
-    """A study's outcome with its effect sizes in the detail; without a statement it only reports."""
-    status = Status.REPORTED if statement is None else Status.PASSED if statement else Status.FAILED
-    return Check(name, Kind.EMPIRICAL, status, detail)
+    """The outcome of a study, effect sizes in the detail; without a statement it reports."""
+    if statement is None:
+        return Check(name, Kind.EMPIRICAL, Status.REPORTED, detail)
+    return holds(name, statement, detail, kind=Kind.EMPIRICAL)
