@@ -13,8 +13,9 @@ from pretend_cuda import MEMORY
 from typer.testing import CliRunner
 
 from hesstheory.cli import app
-from hesstheory.harness import doctor, stages
+from hesstheory.harness import doctor
 from hesstheory.harness.course import run
+from hesstheory.harness.stages import rows, variants
 from hesstheory.harness.subject import Settings, built
 from hesstheory.run.ranks import Ranks
 
@@ -84,14 +85,14 @@ def test_training_on_the_device(device, tmp_path, monkeypatch):
 
 
 def test_out_of_memory_halves_the_batches(device, tmp_path, monkeypatch):
-    right, said, emptied = stages.exact_traces, [], []
+    right, said, emptied = variants.exact_traces, [], []
 
     def hungry(problem, matrix):
         if max(problem.batch_sizes) > 2:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
         return right(problem, matrix)
 
-    monkeypatch.setattr(stages, "exact_traces", hungry)
+    monkeypatch.setattr(variants, "exact_traces", hungry)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sys.exc_info()[0]))
     assert run(TINY, tmp_path, say=said.append)["passed"]
     assert "the device is out of memory with batches of 4: going on with 2" in said
@@ -124,7 +125,7 @@ def test_nccl_is_given_what_lies_on_the_device(parallel, device, tmp_path, monke
         "all_gather_object": everywhere,
     }.items():
         monkeypatch.setattr(torch.distributed, name, fake)
-    monkeypatch.setattr(stages, "_MOST_ROWS", 30)
+    monkeypatch.setattr(rows, "MOST_ROWS", 30)
     run(replace(TINY, parallel=parallel), tmp_path, say=quiet)
     assert started == [("nccl", "1")]
     assert set(sums) == set(copies) == {device}
