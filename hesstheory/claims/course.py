@@ -136,6 +136,8 @@ def validate(
     run = _begun(book, claims, context, budget, command)
     done = {record["id"] for record in book.run(run) if record["record"] == "claim"}
     open_ones = [claims.all[id] for id in claims.ids if id not in done]
+    if workers > 1:
+        open_ones.sort(key=lambda c: -c.seconds)
     start = time.perf_counter()
     for record in scatter(partial(_decided_record, context=context), open_ones, workers):
         record |= {"run": run, "fingerprint": claims.code[record["id"]], "time": now()}

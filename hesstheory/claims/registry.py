@@ -42,6 +42,8 @@ class Claim:
         The smallest profile that can decide the claim.
     rests_on
         Ids of the claims that its derivation or its evidence uses.
+    seconds
+        About how long a decision takes in the ci profile, in CPU seconds.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Claim:
     statistical: int = 0
     profile: str = "smoke"
     rests_on: tuple[str, ...] = ()
+    seconds: float = 1.0
 
 
 REGISTRY: dict[str, Claim] = {}
@@ -79,6 +82,7 @@ def claim(
     statistical: int = 0,
     profile: str = "smoke",
     rests_on: Sequence[str] = (),
+    seconds: float = 1.0,
 ) -> Callable[[Decide], Decide]:
     """Registers the decorated `decide(subject, context)` as a claim.
 
@@ -107,6 +111,9 @@ def claim(
         The smallest profile that can decide the claim: `smoke`, `ci` or `full`.
     rests_on
         Ids of the claims that the derivation or the evidence uses.
+    seconds
+        About how long a decision takes in the ci profile, in CPU seconds. Several workers begin
+        with the longest, so that none of them works alone in the end.
 
     Returns
     -------
@@ -145,7 +152,7 @@ def claim(
         title = decide.__name__.replace("_", " ")
         REGISTRY[id] = Claim(
             id, title, statement, formula, source, expected, reason, subject, named, decide,
-            statistical, profile, tuple(rests_on),
+            statistical, profile, tuple(rests_on), seconds,
         )  # fmt: skip
         return decide
 
