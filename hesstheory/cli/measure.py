@@ -38,8 +38,9 @@ def bench(
     from rich.console import Console
 
     from hesstheory import bench as room
+    from hesstheory.cli.report import write_figures
     from hesstheory.run.files import write_atomically
-    from hesstheory.show import frontier
+    from hesstheory.show.gallery import draw_frontier
 
     check_writable("--json", json_file)
     check_writable("--out", out / "figures" / "*", makes_folders=True)
@@ -56,7 +57,7 @@ def bench(
             write_atomically(json_file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
             _print_costs(console, report["problems"][next(reversed(report["problems"]))])
             if rows := [row for found in report["problems"].values() for row in found["frontier"]]:
-                frontier.draw(rows, out / "figures")
+                write_figures([draw_frontier(rows)], out / "figures")
     except (ValueError, OSError, MemoryError) as error:
         misuse(str(error))
     except KeyboardInterrupt:
@@ -106,8 +107,8 @@ def harness(
     from rich.console import Console
 
     from hesstheory import harness as room
+    from hesstheory.harness import show
     from hesstheory.run.ranks import LostRank
-    from hesstheory.show import full_scale as show
 
     progress, first = Console(stderr=True), os.environ.get("RANK", "0") == "0"
     say = partial(progress.print, markup=False, highlight=False, soft_wrap=True)

@@ -1,10 +1,15 @@
-"""The report of a run of claims: what `hesstheory.show` draws becomes files here."""
+"""The files of a report: what `hesstheory.show` draws and renders is written here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from hesstheory.run.files import write_atomically
+
+if TYPE_CHECKING:
+    from hesstheory.show.figures import Figure
 
 
 class Report(NamedTuple):
@@ -15,23 +20,40 @@ class Report(NamedTuple):
 
 
 def write_report(records: Iterable[Mapping[str, object]], out: Path) -> Report:
-    """Writes `out`/reports/index.html and `out`/figures/ from the records of one run.
+    """Writes the page and the figures of one run of claims.
 
     Parameters
     ----------
     records
         Records of a ledger, in their order: one header, the claims, one end.
     out
-        Folder of the run. A figure for which the records hold no data is deleted from it.
+        Folder of the run. It receives `reports/index.html`, and under `figures/` two pictures and
+        a CSV for each figure. A figure without data in this run is deleted from there, so that
+        the folder never mixes two runs. Other files are left alone.
 
     Returns
     -------
     Report
         The path of the page, and the number of check records read off the finished page.
     """
-    from hesstheory.show import figures, pages
+    from hesstheory.show import gallery, pages
 
     records = list(records)
+    figures = gallery.draw_all(records)
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {name for figure in figures for name in figure.files}
+    for name in gallery.all_file_names() - drawn:
+        (folder / name).unlink(missing_ok=True)
+    write_figures(figures, folder)
+    text = pages.render(records, figures)
     page = out / "reports" / "index.html"
-    shown = pages.write(records, figures.draw_all(records, out / "figures"), page)
-    return Report(page, shown)
+    write_atomically(page, text)
+    return Report(page, pages.count_checks(text))
+
+
+def write_figures(figures: Iterable[Figure], folder: Path) -> None:
+    """Writes the pictures and the data of figures into a folder."""
+    for figure in figures:
+        for name, content in figure.files.items():
+            write_atomically(folder / name, content)

@@ -1,1 +1,4 @@
-"""How is it shown? Records in, artists and pages out; nothing here computes, and nothing imports torch."""
+"""How is it shown? Records in; pictures, data and pages out, as bytes and text.
+
+Nothing here estimates, tests or decides. Nothing writes a file, imports torch or anything of ours.
+"""

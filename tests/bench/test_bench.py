@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import mmap
 import os
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -21,7 +18,6 @@ from typer.testing import CliRunner
 from hesstheory import Problem, bench, cli, hessian
 from hesstheory.bench import cost, dense, problems
 from hesstheory.run import memory
-from hesstheory.show import frontier
 
 RELATIVE = pd.Series({"first": 0.02, "last": 0.1})
 
@@ -257,23 +253,3 @@ def test_misuse_costs_no_time_and_names_the_cure(arguments, says, tmp_path):
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())
     assert list(tmp_path.iterdir()) == []
-
-
-# --- the figure -------------------------------------------------------------------------------------------------------
-
-
-def test_the_figure_keeps_rows_that_it_cannot_draw(tmp_path):
-    rows = [
-        {"problem": "a", "way": "exact_traces", "kind": "exact", "work": 8.0, "error": None},
-        {"problem": "a", "way": "LayerwiseTrace", "kind": "ours", "work": 2.0, "error": 0.5},
-        {"problem": "a", "way": "curvlinops", "kind": "peer", "work": 7.0, "error": math.inf},
-    ]
-    figure = frontier.draw(rows, tmp_path)
-    assert pd.read_csv(figure.csv)["drawn"].tolist() == [True, True, False]
-    assert "1 of them cannot stand on these axes" in figure.caption
-    assert all(path.stat().st_size for path in (figure.svg, figure.png))
-
-
-def test_the_figure_needs_no_torch():
-    script = "import sys, hesstheory.frontier; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script]).returncode == 0

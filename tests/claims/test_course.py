@@ -22,10 +22,11 @@ from claim_package import (
 
 from hesstheory.claims import course
 from hesstheory.claims.ledger import Ledger
+from hesstheory.cli.report import write_report
 from hesstheory.evidence.checks import Verdict
 from hesstheory.evidence.exact import exact
-from hesstheory.show import figures
-from hesstheory.show import pages as report
+from hesstheory.show import pages
+from hesstheory.show.text import NOTHING
 
 
 def test_everything_that_ran_is_recorded_and_shown(run, tmp_path):
@@ -34,8 +35,7 @@ def test_everything_that_ran_is_recorded_and_shown(run, tmp_path):
         profile="ci",
         on_result=lambda record, done, total: progress.append((record["id"], done, total)),
     )
-    page = tmp_path / "index.html"
-    shown = report.write(found.records, figures.draw_all(found.records, tmp_path / "figures"), page)
+    shown = write_report(found.records, tmp_path).records_shown
     assert found.records_run == shown == 2 * len(SMOKE) + 2
     assert progress == [(id, number, len(ALL)) for number, id in enumerate(ALL, 1)]
     head, *middle, end = Ledger(tmp_path / "ledger.jsonl").records()
@@ -47,7 +47,7 @@ def test_everything_that_ran_is_recorded_and_shown(run, tmp_path):
     )
     assert (end["records_run"], end["passed"], end["counts"]) == (shown, True, {"HOLDS": len(ALL)})
     assert {record["run"] for record in (head, *middle, end)} == {head["run"]}
-    assert report.NOTHING not in dict(report._facts(head, end)).values()
+    assert NOTHING not in dict(pages.facts(head, end)).values()
     assert set(found.to_json(shown)) == {"claims", "suite_alpha", "records_run", "records_shown"}
 
 
