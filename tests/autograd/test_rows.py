@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import hesstheory.outputs.traces
 from hesstheory import (
     LogitProbeTrace,
     Problem,
@@ -23,6 +22,7 @@ from hesstheory import (
     zoo,
 )
 from hesstheory.autograd.rows import Trial, apart_by_graph
+from hesstheory.outputs import fit
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import linearised
 from hesstheory.run.streams import stream
@@ -90,7 +90,7 @@ def test_rows_that_are_mixed_or_moved_are_measured_all_the_same(mix):
     problem = problem_of(mix)
     line = linearised(problem, problem.batches[0], frozenset(problem.params))
     assert not apart_by_graph(line.outputs)
-    _, coupled = line._ruled(torch.ones(2, N, 3).double() * torch.tensor([1.0, -2.0, 0.5]).double())
+    _, coupled = line.by_rules(torch.ones(2, N, 3).double() * torch.tensor([1.0, -2.0, 0.5]).double())
     assert set(coupled) == {"first.weight", "first.bias"}  # the last layer comes behind it
     exact = hessian(problem).trace_by_block()
     close(exact_traces(problem), exact)
@@ -300,8 +300,8 @@ def test_many_samples_that_meet_where_only_derivatives_show_it(coupling, offset,
 
 
 def test_little_memory_cuts_no_batch_whose_samples_meet(monkeypatch):
-    monkeypatch.setattr(hesstheory.outputs.traces, "_LITTLE", 0)
-    monkeypatch.setattr(hesstheory.outputs.traces, "free_memory", lambda device: 4000)
+    monkeypatch.setattr(fit, "_LITTLE", 0)
+    monkeypatch.setattr(fit, "free_memory", lambda device: 4000)
 
     def grouped(h):
         same = (torch.arange(len(h))[:, None] // 3 == torch.arange(len(h)) // 3).to(h)
@@ -345,7 +345,7 @@ def test_what_the_graph_proves_the_trial_does_not_deny(name, generator):
     assert proved is ("attention" not in name)
     line.__dict__["apart"] = False
     columns = torch.randn(3, *line.outputs.shape, generator=generator, dtype=torch.float64)
-    assert line._ruled(columns)[1] == []
+    assert line.by_rules(columns)[1] == []
 
 
 @pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
