@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import os
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -42,3 +45,27 @@ def test_memory_counts_what_is_held_at_once():
         assert memory.resident_peak() - before >= 0.9 * len(held)
     after = memory.resident_now()
     assert memory.resident_peak() - after < 0.5 * HELD
+
+
+def test_free_memory_is_a_number_of_bytes():
+    assert 2**20 < memory.free_memory(CPU) < 2**50
+
+
+@pytest.mark.parametrize(
+    ("environment", "library", "asked"),
+    [
+        ({}, SimpleNamespace, [(-1, 2**30)]),  # M_TRIM_THRESHOLD of malloc.h
+        ({"MALLOC_ARENA_MAX": "1"}, SimpleNamespace, []),
+        ({}, lambda **functions: object(), []),  # another C library
+    ],
+)
+def test_freed_memory_is_kept_where_the_user_says_nothing_else(
+    environment, library, asked, monkeypatch
+):
+    found = []
+    monkeypatch.setattr(os, "environ", environment)
+    monkeypatch.setattr(
+        ctypes, "CDLL", lambda name: library(mallopt=lambda *arguments: found.append(arguments))
+    )
+    memory.keep_freed_memory.__wrapped__()
+    assert found == asked
