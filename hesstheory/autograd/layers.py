@@ -3,8 +3,8 @@
 A Hessian product of such a layer is two gradients. The convolution y = x ∗ w is bilinear, and
 ⟨g, x ∗ w⟩ is trilinear in (x, w, g). Each of the three maps that it defines has the other two for
 derivatives. PyTorch's own second derivative goes through transposed copies and costs half as much
-again. A batch norm in eval mode is w·(x − m)/s + b, for whose second derivative PyTorch makes a
-dozen passes over the batch.
+again. A batch norm in eval mode is w·(x − m)/s + b. PyTorch makes a dozen passes over the batch
+for its second derivative.
 """
 
 from __future__ import annotations

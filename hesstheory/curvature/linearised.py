@@ -130,13 +130,13 @@ def loss_slope(
     batch
         `(inputs, targets)`.
     no_penalty
-        Refuse a loss that depends on parameters by itself.
+        Whether to refuse a loss that depends on parameters by itself.
 
     Returns
     -------
     tuple[Tensor, Tensor]
-        A leaf with the values of `outputs`, and the slope at it, zero where the loss does not
-        depend on the outputs. Both have the shape of `outputs`.
+        A leaf with the values of `outputs`, and the slope at it. Both have the shape of
+        `outputs`. The slope is zero where the loss does not depend on the outputs.
 
     Raises
     ------

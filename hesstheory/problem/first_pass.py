@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def check_risk(problem: Problem) -> str:
     """Runs every batch once, and the first one twice.
 
-    Warns of parameters that the loss does not reach, and of a loss over one batch that is not the
-    mean over its samples.
+    Warns of parameters that the loss does not reach. With one batch, also warns of a loss that is
+    not the mean over its samples.
 
     Returns
     -------
@@ -34,8 +34,8 @@ def check_risk(problem: Problem) -> str:
     Raises
     ------
     ValueError
-        A batch fails, the loss is not a finite number, two passes differ, or there are several
-        batches and the loss is not the mean over samples.
+        A batch fails, the loss is not a finite number, or two passes differ. With several
+        batches, also where the loss is not the mean over samples.
     """
     with _explained(problem, 0):
         loss = problem.loss(problem.batches[0])
@@ -122,8 +122,8 @@ def _with_other_random_numbers(problem: Problem) -> Tensor:
 def _why_no_mean(problem: Problem, number: int) -> str:
     """What shows that the loss of a batch is no mean over its samples; empty where nothing does.
 
-    The loss of the first row and of the other rows is taken of the outputs of the whole batch,
-    which costs no pass of the model.
+    The outputs of the whole batch are cut into the first row and the others. Their losses cost
+    no further pass of the model.
     """
     batch = problem.batches[number]
     size = problem.batch_sizes[number]

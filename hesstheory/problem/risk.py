@@ -28,8 +28,10 @@ from hesstheory.problem.partition import Partition, offsets_of, positions_of, un
 class Problem:
     """The empirical risk R(θ) = (1/N) Σ_n ℓ(f_θ(x_n), y_n) over batches of any sizes.
 
-    Nothing that is done with a problem changes its model. What `torch.compile` made of a model is
-    taken off, because PyTorch does not differentiate it twice.
+    `params` maps names to the tensors of θ, each tied tensor once. `partition.blocks` maps the
+    names of blocks to tuples of those names. Nothing that is done with a problem changes its
+    model. A model that `torch.compile` made is replaced by the one it was made of, because
+    PyTorch does not differentiate compiled code twice.
 
     Parameters
     ----------

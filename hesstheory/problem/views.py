@@ -26,8 +26,8 @@ def with_batches(problem: Problem, batches: Iterable[Batch]) -> Problem:
     Raises
     ------
     TypeError, ValueError
-        As from `Problem`, for what is no sequence of `(inputs, targets)`, or for several batches
-        where the loss is not the mean over samples.
+        As from `Problem`: no sequence of `(inputs, targets)`, or several batches of a loss that
+        is not the mean over samples.
     """
     # A shallow copy: what was checked once is not checked again, and the model is shared.
     other = copy.copy(problem)
@@ -43,7 +43,7 @@ def with_partition(problem: Problem, partition: Partition) -> Problem:
     Raises
     ------
     TypeError, ValueError
-        As from `Problem`, for a partition that does not hold every parameter once.
+        As from `Problem`: the partition does not hold every parameter once.
     """
     check_partition(partition, problem.params)
     other = copy.copy(problem)
