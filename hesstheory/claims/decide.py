@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hesstheory.claims.context import Context
 from hesstheory.claims.registry import Claim, Subject, sin_of
-from hesstheory.evidence.checks import Check, Kind, Status, Verdict, verdict
+from hesstheory.evidence.checks import OPEN, Check, Kind, Status, Verdict, verdict
 
 _DECISIVE = {Status.PASSED, Status.FAILED}
 
@@ -160,7 +160,7 @@ def _because(found: Verdict, checks: Sequence[Check]) -> str:
     if found is Verdict.CONDITIONAL:
         return "only where " + "; ".join(dict.fromkeys(check.condition for check in failed))
     if found is Verdict.INCONCLUSIVE:
-        open_ones = [check.name for check in checks if check.status is Status.INCONCLUSIVE]
+        open_ones = [check.name for check in checks if check.status in OPEN]
         return f"undecided: {', '.join(open_ones)}" if open_ones else "no check decided anything"
     return _counted(checks)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from hesstheory.claims.context import Context
@@ -218,8 +218,11 @@ def _import_all(package: EntryPoint) -> None:
     """Imports every module of a claim package."""
     try:
         root = package.load()
-        for module in pkgutil.walk_packages(getattr(root, "__path__", ()), f"{root.__name__}."):
-            importlib.import_module(module.name)
+        for folder in map(Path, getattr(root, "__path__", ())):
+            for file in sorted(folder.rglob("*.py")):  # also in folders without an __init__
+                parts = file.relative_to(folder).with_suffix("").parts
+                names = parts[:-1] if parts[-1] == "__init__" else parts
+                importlib.import_module(".".join([root.__name__, *names]))
     except ImportError as error:
         raise ClaimPackageError(
             f"the claim package {package.value} (entry point {package.name!r} of the group "

@@ -105,13 +105,31 @@ class Check:
         return replace(self, condition=condition)
 
 
+# Outcomes that leave a question open: the check may still refute the claim.
+OPEN = frozenset({Status.INCONCLUSIVE, Status.BLOCKED})
+
+
 def verdict(checks: Sequence[Check]) -> Verdict:
-    """Verdict of the checks alone, before the mutants have their say."""
+    """Verdict of the checks alone, before the mutants have their say.
+
+    One failed check without a condition refutes. Else one open check leaves the claim inconclusive,
+    and a failed one with a condition limits it. What is reported, skipped or expected to fail
+    decides nothing.
+
+    Examples
+    --------
+    >>> passed = holds("positive", 2 > 0, "2 is")
+    >>> failed = holds("odd", 2 % 2 == 1, "2 is not")
+    >>> print(verdict([passed]), verdict([passed, failed]))
+    HOLDS REFUTED
+    >>> print(verdict([passed, failed.unless("n is odd")]))
+    CONDITIONAL
+    """
     statuses = {check.status for check in checks}
     if any(check.status is Status.FAILED and not check.condition for check in checks):
         return Verdict.REFUTED
     # An open check might refute what the others leave standing under a condition.
-    if Status.INCONCLUSIVE in statuses:
+    if statuses & OPEN:
         return Verdict.INCONCLUSIVE
     if Status.FAILED in statuses:
         return Verdict.CONDITIONAL if Status.PASSED in statuses else Verdict.REFUTED
