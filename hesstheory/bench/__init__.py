@@ -1,7 +1,9 @@
 """What does it cost? Ours and other libraries on the same problems."""
 
-from hesstheory.bench.course import available, marks, measure, peers_work, run, warmed
-from hesstheory.bench.problems import SETTINGS, Setting, Way
+from hesstheory.bench.course import available, measure, run, warmed
+from hesstheory.bench.marks import marks, peers_work
+from hesstheory.bench.problems import SETTINGS, Setting
+from hesstheory.bench.ways import Way
 
 __all__ = [
     "SETTINGS",

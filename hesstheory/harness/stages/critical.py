@@ -34,7 +34,7 @@ def _critical(variance: float, sample_deviation: float, batch_size: int) -> floa
     floor = theory.batch_trace_variance(sample_deviation**2, batch_size, math.inf)
     if floor <= 0 or not math.isfinite(variance):
         return math.inf
-    return theory.critical_num_probes(variance, floor)
+    return float(theory.critical_num_probes(variance, floor))
 
 
 def _cheapest(critical: float, seconds: Mapping[str, float]) -> float:
@@ -42,4 +42,4 @@ def _cheapest(critical: float, seconds: Mapping[str, float]) -> float:
     if not math.isfinite(critical):
         return math.inf
     best = theory.cost_optimal_num_probes(seconds["graph"], seconds["product"], critical)
-    return max(best, 1.0)
+    return max(float(best), 1.0)
