@@ -69,3 +69,11 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A file of estimators as a user would bring them, right and wrong."""
+    from user_estimators import written
+
+    return written(tmp_path)

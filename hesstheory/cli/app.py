@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from hesstheory.cli.check import check, mutants
+from hesstheory.cli.check import check
 from hesstheory.cli.claim import claim
 from hesstheory.cli.measure import bench, doctor, harness
+from hesstheory.cli.mutants import mutants
 from hesstheory.cli.validate import validate
 
 app = typer.Typer(

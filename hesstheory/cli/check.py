@@ -1,16 +1,20 @@
-"""`hesstheory check` and `hesstheory mutants`: is an estimator right, and would a wrong one be noticed?"""
+"""`hesstheory check`: is an estimator right?"""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hesstheory.cli.edge import check_writable, interrupted, misuse, write
+
+if TYPE_CHECKING:
+    from hesstheory.conformance.results import CheckResult
+    from hesstheory.estimators.probes import Probe
 
 _STATUS_STYLE = {
     "passed": "green",
@@ -18,13 +22,19 @@ _STATUS_STYLE = {
     "xfailed": "cyan",
     "inconclusive": "yellow",
 }
+_VERDICTS = {
+    0: "is right, as far as the checks above see",
+    1: "is WRONG",
+    3: "is not decidable at this budget",
+}
 
 
 def check(
     estimator: Annotated[
         str,
         typer.Argument(
-            help="package.module:name, path/file.py:name, or `peers` for the scoreboard of libraries."
+            help="package.module:name, path/file.py:name, or `peers` for the scoreboard of "
+            "libraries."
         ),
     ],
     profile: Annotated[
@@ -34,7 +44,7 @@ def check(
     xfails: Annotated[
         Path | None,
         typer.Option(
-            help='TOML file: check = "reason" of an expected failure; of peers, in a table for each.'
+            help='TOML file: check = "reason" of an expected failure; a table for each of the peers.'
         ),
     ] = None,
     json_file: Annotated[
@@ -63,112 +73,158 @@ def check(
     """Checks a trace estimator: is it right, and if not, which mistake does it look like?"""
     from hesstheory import conformance
 
-    if vary_seed:
-        seed = secrets.randbits(31)
+    seed = secrets.randbits(31) if vary_seed else seed
     check_writable("--json", json_file)
     check_writable("--junit", junit)
-    json_file, junit = (
-        path and path.absolute() for path in (json_file, junit)
-    )  # an estimator may change the folder
+    # An estimator may change the folder.
+    json_file, junit = (path and path.absolute() for path in (json_file, junit))
     only = [conformance.full_name(name) for name in only or ()]
-    if estimator == "peers":
-        _refuse("peers", {"--junit": junit, "--probe": probe, "--isolate": isolate})
-        options = {"profile": profile, "num_probes": num_probes, "seed": seed, "time_limit": time_limit, "names": peer,
-                   "checks": only or None}  # fmt: skip
-        raise typer.Exit(_print_peers(options, xfails, json_file))
-    _refuse(estimator, {"--peer": peer})
-    declared = _probe(probe)
+    how = f"profile {profile}, seed {seed}"
     try:
+        if estimator == "peers":
+            _refuse("peers", {"--junit": junit, "--probe": probe, "--isolate": isolate})
+            board = conformance.scoreboard(
+                profile,
+                names=peer,
+                num_probes=num_probes,
+                seed=seed,
+                time_limit=time_limit,
+                checks=only or None,
+                xfails=xfails,
+                on_result=_print_dot,
+            )
+            raise typer.Exit(_print_peers(board, how, xfails, json_file))
+        _refuse(estimator, {"--peer": peer})
         results = conformance.check_apart(
-            estimator, profile, num_probes=num_probes, seed=seed, checks=only or None, probe=declared,
-            expected_failed_checks=conformance.read_xfails(xfails) if xfails else None, time_limit=time_limit,
-            isolate=isolate, on_result=_Dots(),
-        )  # fmt: skip
+            estimator,
+            profile,
+            num_probes=num_probes,
+            seed=seed,
+            checks=only or None,
+            probe=_probe(probe),
+            expected_failed_checks=conformance.read_xfails(xfails) if xfails else None,
+            time_limit=time_limit,
+            isolate=isolate,
+            on_result=_print_dot,
+        )
     except conformance.Misuse as error:
         misuse(str(error))
     except KeyboardInterrupt:
         interrupted()
-    code = conformance.exit_code(results)
-    if not code and any(result.check in only and result.status == "skipped" for result in results):
-        code = 3
-    _print_results(estimator, results, code, f"profile {profile}, seed {seed}", partial=bool(only))
-    if json_file is not None:
-        write(
-            json_file,
-            json.dumps(conformance.to_json(estimator, results), indent=2, ensure_ascii=False)
-            + "\n",
-        )
-    if junit is not None:
-        write(junit, conformance.to_junit(estimator, results))
-    raise typer.Exit(code)
+    raise typer.Exit(_report(estimator, results, only, how, json_file, junit))
 
 
-def _refuse(estimator: str, given: dict[str, Any]) -> None:
+def _refuse(estimator: str, given: Mapping[str, object]) -> None:
     """Options that would be ignored are a misuse."""
     for option, value in given.items():
         if value:
             misuse(
-                f"{option} does not go with `check {estimator}`: leave it out, or see hesstheory check --help"
+                f"{option} does not go with `check {estimator}`: leave it out, or see hesstheory "
+                "check --help"
             )
 
 
-def _probe(name: str) -> Any:
+def _probe(name: str) -> Probe | None:
+    """The distribution of this name, none where there is none."""
     if not name:
         return None
     from hesstheory import estimators
 
-    known = {cls.__name__: cls for cls in (estimators.Rademacher, estimators.Gaussian, estimators.Uniform,
-                                           estimators.Sphere)}  # fmt: skip
+    distributions = (
+        estimators.Rademacher,
+        estimators.Gaussian,
+        estimators.Uniform,
+        estimators.Sphere,
+    )
+    known: dict[str, type[Probe]] = {cls.__name__: cls for cls in distributions}
     if name not in known:
         misuse(f"--probe {name}: choose from {', '.join(known)}")
     return known[name]()
 
 
-class _Dots:
-    """A line of progress per decided check."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-
-        self.console = Console(stderr=True)
-
-    def __call__(self, result: Any) -> None:
-        style = _STATUS_STYLE.get(result.status, "dim")
-        self.console.print(
-            f"[{style}]{result.status:<12}[/] {result.check} [dim]{result.seconds:.1f} s[/]"
-        )
+def _styled(status: str, width: int = 0) -> str:
+    """A status in its colour, filled up with spaces."""
+    return f"[{_STATUS_STYLE.get(status, 'dim')}]{status:<{width}}[/]"
 
 
-def _print_results(estimator: str, results: Any, code: int, how: str, *, partial: bool) -> None:
+def _print_dot(result: CheckResult) -> None:
+    """A line of progress for a decided check."""
+    from rich.console import Console
+
+    line = f"{_styled(result.status, 12)} {result.check} [dim]{result.seconds:.1f} s[/]"
+    Console(stderr=True).print(line)
+
+
+# --- one estimator --------------------------------------------------------------------------------
+
+
+def _report(
+    estimator: str,
+    results: Sequence[CheckResult],
+    only: Sequence[str],
+    how: str,
+    json_file: Path | None,
+    junit: Path | None,
+) -> int:
+    """Prints and writes the results; the exit code."""
+    from hesstheory import conformance
+
+    code = conformance.exit_code(results)
+    if not code and any(r.check in only and r.status == "skipped" for r in results):
+        code = 3  # what was asked for was not decided
+    _print_table(estimator, results, how)
+    for result in results:
+        _print_result(result, partial=bool(only))
+    _print_verdict(estimator, results, code, how, partial=bool(only))
+    if json_file is not None:
+        found = conformance.to_json(estimator, results)
+        write(json_file, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    if junit is not None:
+        write(junit, conformance.to_junit(estimator, results))
+    return code
+
+
+def _print_table(estimator: str, results: Sequence[CheckResult], how: str) -> None:
+    """Every check with its question and its status."""
     from rich.console import Console
     from rich.table import Table
 
     from hesstheory.conformance.checks import CHECKS
+
+    table = Table("check", "question", "status", title=f"{estimator}, {how}")
+    for result in results:
+        question = CHECKS[result.check].question
+        table.add_row(result.check.removeprefix("check_"), question, _styled(result.status))
+    Console().print(table)
+
+
+def _print_result(result: CheckResult, *, partial: bool) -> None:
+    """What a check that speaks against the estimator saw, and which mistakes look like it."""
+    from rich.console import Console
+
     from hesstheory.conformance.kill_matrix import sin_of
 
     console = Console()
-    table = Table("check", "question", "status", title=f"{estimator}, {how}")
-    for result in results:
-        style = _STATUS_STYLE.get(result.status, "dim")
-        table.add_row(
-            result.check.removeprefix("check_"),
-            CHECKS[result.check].question,
-            f"[{style}]{result.status}[/]",
-        )
-    console.print(table)
-    for result in results:
-        if result.status in ("failed", "inconclusive"):
-            console.print(f"{result.check}: {result.detail}", style="red", markup=False)
-            for suspect in result.suspects:
-                console.print(f"  looks like {suspect}: {sin_of(suspect)}", markup=False)
-            console.print(f"  {result.reproduce}", style="dim", markup=False, soft_wrap=True)
-        elif result.status == "xfailed" or (partial and result.status == "skipped"):
-            console.print(f"{result.check} {result.status}: {result.detail}", markup=False)
-    verdict = {
-        0: "is right, as far as the checks above see",
-        1: "is WRONG",
-        3: "is not decidable at this budget",
-    }[code]
+    if result.status in ("failed", "inconclusive"):
+        console.print(f"{result.check}: {result.detail}", style="red", markup=False)
+        for suspect in result.suspects:
+            console.print(f"  looks like {suspect}: {sin_of(suspect)}", markup=False)
+        console.print(f"  {result.reproduce}", style="dim", markup=False, soft_wrap=True)
+    elif result.status == "xfailed" or (partial and result.status == "skipped"):
+        console.print(f"{result.check} {result.status}: {result.detail}", markup=False)
+
+
+def _print_verdict(
+    estimator: str, results: Sequence[CheckResult], code: int, how: str, *, partial: bool
+) -> None:
+    """The last lines: what all checks together say, and what was not asked."""
+    from rich.console import Console
+
+    from hesstheory.conformance.checks import CHECKS
+    from hesstheory.evidence.budget import SUITE_ALPHA
+
+    console = Console()
+    verdict = _VERDICTS[code]
     stale = [result.check for result in results if result.stale]
     if stale and all(result.stale for result in results if result.status == "failed"):
         verdict = f"does better than expected: remove {', '.join(stale)} from the expected failures"
@@ -177,145 +233,72 @@ def _print_results(estimator: str, results: Any, code: int, how: str, *, partial
     else:
         expected = sum(result.status == "xfailed" for result in results)
         failures = f", {expected} failures expected" if expected else ""
-        console.print(
-            f"{estimator} {verdict}{failures} ({how}); nominal level of the whole run 1e-6",
-            markup=False,
-        )
-    if not partial and len(results) < len(CHECKS):
-        console.print(
-            f"{len(CHECKS) - len(results)} checks, of the spread and of errors, belong to --profile ci"
-        )
+        level = f"nominal level of the whole run {SUITE_ALPHA:.0e}".replace("e-0", "e-")
+        console.print(f"{estimator} {verdict}{failures} ({how}); {level}", markup=False)
+    others = len(CHECKS) - len(results)
+    if not partial and others:
+        console.print(f"{others} checks, of the spread and of errors, belong to --profile ci")
 
 
-def _print_peers(options: dict[str, Any], xfails: Path | None, json_file: Path | None) -> int:
-    """The scoreboard. Given what is expected, 1 where a library fails something else, or passes it."""
+# --- peers ----------------------------------------------------------------------------------------
+
+
+def _print_peers(
+    board: Mapping[str, Sequence[CheckResult]],
+    how: str,
+    xfails: Path | None,
+    json_file: Path | None,
+) -> int:
+    """The scoreboard; 1 where a library does something else than was expected."""
     from rich.console import Console
-    from rich.table import Table
 
-    from hesstheory.conformance.contract import Misuse
     from hesstheory.conformance.subjects import peers
-    from hesstheory.conformance.suite import scoreboard
 
     versions = peers.installed()
     if not versions:
         misuse(
-            "none of the peer libraries is installed: pip install -c constraints.txt 'hesstheory[peers]'"
+            "none of the peer libraries is installed: pip install -c constraints.txt "
+            "'hesstheory[peers]'"
         )
-    try:
-        board = scoreboard(**options, xfails=xfails, on_result=_Dots())
-    except Misuse as error:
-        misuse(str(error))
-    except KeyboardInterrupt:
-        interrupted()
     if not board:
         misuse(f"no adapter to {', '.join(versions)}: pip install -c constraints.txt -e '.[peers]'")
-    title = ", ".join(f"{name} {version}" for name, version in versions.items())
-    table = Table(
-        "check", *board, title=f"{title}; profile {options['profile']}, seed {options['seed']}"
-    )
-    checks = dict.fromkeys(result.check for results in board.values() for result in results)
-    for name in checks:
-        row = [
-            next((r.status for r in results if r.check == name), "") for results in board.values()
-        ]
-        table.add_row(
-            name.removeprefix("check_"), *(f"[{_STATUS_STYLE.get(s, 'dim')}]{s}[/]" for s in row)
-        )
+    _print_board(board, f"{', '.join(f'{name} {v}' for name, v in versions.items())}; {how}")
     console = Console()
-    console.print(table)
     outcomes = [(library, result) for library, results in board.items() for result in results]
     for library, result in outcomes:
         if result.status in ("failed", "xfailed"):
             console.print(f"{library}: {result.check}: {result.detail}", markup=False)
             console.print(f"  {result.reproduce}", style="dim", markup=False, soft_wrap=True)
-    surprises = [
-        f"{library}: {result.check}" for library, result in outcomes if result.status == "failed"
-    ]
+    surprises = [f"{library}: {r.check}" for library, r in outcomes if r.status == "failed"]
     if xfails is not None:
         expected = sum(result.status == "xfailed" for _, result in outcomes)
-        console.print(
-            f"{expected} failures as expected, {len(surprises)} results not", markup=False
-        )
+        console.print(f"{expected} failures as expected, {len(surprises)} results not")
         for surprise in surprises:
             console.print(surprise, style="red", markup=False)
     if json_file is not None:
-        keys = ("check", "status", "detail", "reproduce")
-        listed = {
-            name: [{key: getattr(r, key) for key in keys} for r in results]
-            for name, results in board.items()
-        }
-        write(
-            json_file,
-            json.dumps({"versions": versions, "peers": listed}, indent=2, ensure_ascii=False)
-            + "\n",
-        )
+        write(json_file, _board_as_json(board, versions))
     return int(xfails is not None and bool(surprises))
 
 
-def mutants(
-    names: Annotated[
-        list[str] | None, typer.Argument(help="Wrong estimators to try; all by default.")
-    ] = None,
-    profile: Annotated[str, typer.Option(help="smoke, ci or full.")] = "ci",
-    num_probes: Annotated[int, typer.Option(help="Probes per call.")] = 32,
-    seed: Annotated[int, typer.Option(help="Seed of all random streams.")] = 0,
-    vary_seed: Annotated[
-        bool, typer.Option("--vary-seed", help="Draw a fresh seed; it is printed.")
-    ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the matrix here.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder that receives figures/kill_matrix.*.")
-    ] = None,
-    workers: Annotated[int, typer.Option(help="Processes; 0 means one per core.", min=0)] = 0,
-    all_checks: Annotated[
-        bool, typer.Option("--all-checks", help="Ask all checks, also of what is noticed.")
-    ] = False,
-    write_signatures: Annotated[
-        bool, typer.Option(help="Store the patterns that suspects are compared with.")
-    ] = False,
-) -> None:
-    """Runs the checks on known wrong estimators: which check notices which, and which checks suffice."""
+def _print_board(board: Mapping[str, Sequence[CheckResult]], title: str) -> None:
+    """A row for each check, a column for each library."""
     from rich.console import Console
+    from rich.table import Table
 
-    from hesstheory.conformance import kill_matrix
+    table = Table("check", *board, title=title)
+    statuses = {name: {r.check: r.status for r in results} for name, results in board.items()}
+    for check in dict.fromkeys(check for found in statuses.values() for check in found):
+        row = [_styled(found.get(check, "")) for found in statuses.values()]
+        table.add_row(check.removeprefix("check_"), *row)
+    Console().print(table)
 
-    if vary_seed:
-        seed = secrets.randbits(31)
-    check_writable("--json", json_file)
-    check_writable("--out", out and out / "figures" / "*", makes_folders=True)
-    progress = Console(stderr=True)
-    try:
-        matrix = kill_matrix.kill_matrix(
-            names or None, profile=profile, num_probes=num_probes, seed=seed, workers=workers or os.cpu_count() or 1,
-            all_checks=all_checks, on_result=lambda killed, done, total: progress.print(
-                f"{done}/{total} {killed.name} [dim]{killed.seconds:.0f} s[/]: "
-                + (", ".join(name.removeprefix("check_") for name in killed.killed_by) or "[bold red]ALIVE[/]")
-            ),
-        )  # fmt: skip
-    except (KeyError, ValueError) as error:
-        misuse(error.args[0] if isinstance(error, KeyError) else str(error))
-    except KeyboardInterrupt:
-        interrupted()
-    alive = [killed.name for killed in matrix if not killed.killed_by]
-    summary = kill_matrix.to_json(matrix)
-    console = Console()
-    for killed in matrix:
-        noticed = ", ".join(name.removeprefix("check_") for name in killed.killed_by) or "NOTHING"
-        console.print(f"{killed.name}: {killed.sin}\n  noticed by {noticed}", markup=False)
-    console.print(
-        f"{len(matrix) - len(alive)} of {len(matrix)} mutants killed, seed {seed}", markup=False
-    )
-    smallest = summary["smallest_set"]
-    assert isinstance(smallest, list)
-    console.print(
-        f"the smallest set of checks that kills as many: {', '.join(smallest)}", markup=False
-    )
-    if json_file is not None:
-        write(json_file, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    if write_signatures:
-        kill_matrix.write_signatures(matrix)
-    if out is not None:
-        from hesstheory.show import figures
 
-        figures.draw_kill_matrix(kill_matrix.records(matrix), out / "figures")
-    raise typer.Exit(1 if alive else 0)
+def _board_as_json(board: Mapping[str, Sequence[CheckResult]], versions: Mapping[str, str]) -> str:
+    """{"versions": …, "peers": {name: [{"check", "status", "detail", "reproduce"}]}}."""
+    keys = ("check", "status", "detail", "reproduce")
+    listed = {
+        name: [{key: getattr(result, key) for key in keys} for result in results]
+        for name, results in board.items()
+    }
+    content = {"versions": versions, "peers": listed}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -26,11 +26,12 @@ def check_writable(option: str, path: Path | None, *, makes_folders: bool = Fals
         misuse(f"{option} {path}: {error.strerror}; name another folder, in which you may write")
 
 
-def write(path: Path, text: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
+    """Writes a file, or ends with the cure."""
     from hesstheory.run.files import write_atomically
 
     try:
-        write_atomically(path, text)
+        write_atomically(path, content)
     except OSError as error:
         misuse(f"{path}: {error.strerror or error}")
 

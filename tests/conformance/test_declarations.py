@@ -1,0 +1,99 @@
+"""What an estimator declares of its spread, and a budget that is counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from user_estimators import checked
+
+from hesstheory import (
+    Gaussian,
+    LayerwiseTrace,
+    Problem,
+    Rademacher,
+    Sphere,
+    check_estimator,
+    hessian,
+)
+from hesstheory.conformance.checks import CHECKS
+from hesstheory.conformance.laws import declared_laws
+from hesstheory.conformance.problems import references
+from hesstheory.conformance.registry import budget
+from hesstheory.conformance.session import MARGIN_FACTOR
+from hesstheory.conformance.subjects.right import RIGHT
+from hesstheory.evidence.budget import PROFILES, SUITE_ALPHA
+
+CHECK = "check_variance_of_declared_probes"
+
+
+def _status(estimator, **options):
+    (*_, result) = check_estimator(estimator, checks=[CHECK], **options)
+    return result.status
+
+
+def test_a_new_estimator_in_one_file_passes_without_any_list(mine):
+    code, output = checked(f"{mine}:Declared", "--check", "variance_of_declared_probes")
+    assert (code, "the chosen checks found nothing" in output) == (0, True), output
+
+
+def test_a_law_that_is_not_its_own_is_found(mine):
+    code, output = checked(f"{mine}:DeclaredWrongly", "--check", "variance_of_declared_probes")
+    assert (code, "variance over that of its variance_law" in output) == (1, True), output
+
+
+@pytest.mark.parametrize("name", ["normals", "sparse_signs", "library_block_separated"])
+def test_right_estimators_have_the_variance_that_they_declare(name):
+    assert _status(RIGHT[name]) in ("passed", "skipped")
+    assert (_status(RIGHT[name]) == "skipped") == (not declared_laws(RIGHT[name], None))
+
+
+def test_a_distribution_may_be_declared_in_place_of_a_law():
+    assert _status(RIGHT["sphere"], probe=Sphere()) == "passed"
+    assert _status(RIGHT["block_separated"], probe=Rademacher()) == "passed"
+    assert _status(RIGHT["normals"], probe=Rademacher()) == "failed"
+
+
+def test_an_attribute_probe_declares_where_there_is_no_law():
+    def signs(problem, *, num_probes, generator):
+        return LayerwiseTrace(num_probes)(problem, generator)
+
+    signs.probe = Gaussian()
+    assert _status(signs) == "failed"
+    signs.variance_law = None
+    assert _status(signs) == "skipped", "an estimator that says that it has no law has none"
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """Declares exact answers; `off` times too large."""
+
+    off: float = 1.0
+    is_exact = True
+
+    def __call__(self, problem: Problem, *, num_probes: int, generator: torch.Generator):
+        diagonal = self.off * hessian(problem).to_dense().diagonal()
+        return {block: float(diagonal[index].sum()) for block, index in problem.index.items()}
+
+
+def test_exactness_that_is_declared_is_checked():
+    assert _status(_Exact()) == "passed"
+    assert _status(_Exact(1 + 1e-8)) == "failed"
+    assert _status(replace(_Exact(), off=1 + 1e-12)) == "passed"
+
+
+# --- the level ------------------------------------------------------------------------------------
+
+
+def test_the_level_is_shared_by_the_tests_that_are_registered():
+    assert budget().num_tests == sum(check.num_tests for check in CHECKS.values()) > 0
+    assert budget().num_tests * budget().alpha <= SUITE_ALPHA * (1 + 1e-12)
+    assert CHECKS["check_unbiased"].num_tests == sum(
+        len(references()[name].quantities) for name in ("flat", "coupled", "smooth_mlp", "skewed")
+    )
+
+
+def test_every_profile_has_its_margin():
+    assert tuple(MARGIN_FACTOR) == PROFILES
+    assert sorted(MARGIN_FACTOR.values(), reverse=True) == list(MARGIN_FACTOR.values())
