@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -43,14 +44,14 @@ def path_of(module: str) -> Path | None:
     if loaded:
         return Path(loaded)
     top, *rest = module.split(".")
-    for folder in _folders(top):
-        for path in (
-            folder.joinpath(*rest, "__init__.py"),
-            folder.joinpath(*rest[:-1], f"{rest[-1]}.py") if rest else None,
-        ):
-            if path is not None and path.is_file():
-                return path
-    return None
+    spec = _spec(top)
+    if spec is None:
+        return None
+    places = [Path(spec.origin)] if spec.origin and not rest else []
+    for folder in map(Path, spec.submodule_search_locations or ()):
+        inside = folder.joinpath(*rest)
+        places += [inside / "__init__.py", inside.with_suffix(".py")]
+    return next((path for path in places if path.is_file()), None)
 
 
 def read(path: Path) -> Source:
@@ -89,15 +90,12 @@ def _tops_of_claim_packages() -> set[str]:
     return {entry.module.partition(".")[0] for entry in entry_points(group=CLAIM_PACKAGES)}
 
 
-def _folders(top: str) -> Iterable[Path]:
-    """Folders of a package at the top level; looking one up there imports nothing."""
+def _spec(top: str) -> ModuleSpec | None:
+    """Where a package at the top level lies; looking one up there imports nothing."""
     try:
-        spec = importlib.util.find_spec(top)
+        return importlib.util.find_spec(top)
     except (ImportError, ValueError):  # a module without a spec, such as __main__
-        return ()
-    if spec is None:
-        return ()
-    return map(Path, spec.submodule_search_locations or ())
+        return None
 
 
 def _packages_around(module: str) -> dict[str, str]:
