@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache, partial
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -113,3 +114,34 @@ def block_traces(network, matrix=hessian):
     """Its traces by block."""
     H = dense(network, matrix)
     return np.array([float(H[i][:, i].trace()) for i in problem_of(network).index.values()])
+
+
+def close(found, expected):
+    """Two results by block agree but for rounding, whatever kind of mapping they are."""
+    found = pd.Series(dict(found))
+    expected = pd.Series(dict(expected))
+    assert list(found.index) == list(expected.index)
+    assert (found - expected).abs().max() <= 1e-10 * expected.abs().max()
+
+
+def drawn(model, generator):
+    """The model with parameters from the generator, in float64."""
+    model = model.to_empty(device="cpu").double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    return model
+
+
+class Shaped(nn.Module):
+    """Three linear layers around what a function does to the batch."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.a = nn.Linear(5, 4)
+        self.b = nn.Linear(4, 3)
+        self.c = nn.Linear(4, 4)
+        self.of = forward
+
+    def forward(self, x):
+        return self.of(self, x)

@@ -22,7 +22,7 @@ from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.estimators.protocol import VarianceLaw
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.loss_root import loss_root
-from hesstheory.outputs.per_sample import first_samples, linearised
+from hesstheory.outputs.per_sample import Linearised, first_samples, linearised
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
@@ -85,9 +85,11 @@ class LogitProbeTrace:
         import pandas as pd
 
         number = chosen_number(self.num_probes, num_probes)
+        given = checked_generator(generator)
+        few = first_samples(problem)
         order = {name: j for j, name in enumerate(problem.params)}
         of_tensor = torch.zeros(number, len(order), dtype=torch.float64)
-        for k, weight, squares in self._draws(problem, checked_generator(generator), number):
+        for k, weight, squares in self._draws(problem, few, given, number):
             for name, square in squares.items():
                 of_tensor[k, order[name]] += weight * float(square.sum(dtype=torch.float64))
         blocks = {
@@ -97,10 +99,9 @@ class LogitProbeTrace:
         return Estimate(pd.DataFrame(blocks), num_matvecs=number)
 
     def _draws(
-        self, problem: Problem, generator: torch.Generator, number: int
+        self, problem: Problem, few: Linearised, generator: torch.Generator, number: int
     ) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
         """Of every batch and probe its number, the batch's weight, and the squares by tensor."""
-        few = first_samples(problem)
         problem = fitted(problem, few)
         trusted = few.trusted() if self.per_sample else frozenset[str]()
         for weight, batch in zip(problem.weights, problem.batches, strict=True):

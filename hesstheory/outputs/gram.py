@@ -17,17 +17,37 @@ from hesstheory.run.memory import free_memory
 from hesstheory.run.precision import full_precision
 from hesstheory.theory.outputs import ggn_squared_norm
 
-_GRAM_COLUMNS = (
-    2**13
-)  # parameters whose products are added up in the dtype of the model before they go to float64
+# Parameters whose products are added up in the dtype of the model before they go to float64: more
+# would lose digits in float32, fewer would pay for more conversions.
+_GRAM_COLUMNS = 2**13
 
 
 @dataclass(frozen=True)
 class DualGram:
-    """The dual Gram matrices of all blocks, and what else the rows B_l gave while they were there.
+    """The dual Gram matrices M_l = B_l B_lᵀ of all blocks, and what else the rows B_l gave.
 
-    `grams` are M_l in float64, `projections` B_l z_l for the probes asked for, `diagonal_norms2` ‖diag G_ll‖²;
-    `sample_of_row` says which sample a row belongs to, numbered through the batches; a row of M_l carries 1/N.
+    Parameters
+    ----------
+    blocks
+        Names, in the order of everything below.
+    grams
+        M_l in float64. A row carries 1/N, N samples.
+    projections
+        B_l z_l for the probes that were asked for.
+    diagonal_norms2
+        ‖diag G_ll‖².
+    sample_of_row
+        Which sample a row belongs to, numbered through the batches.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import dual_gram, exact_traces, ggn, zoo
+    >>> problem = zoo.problem("tiny_mlp", torch.Generator().manual_seed(0), num_samples=8)
+    >>> gram = dual_gram(problem)
+    >>> traces = exact_traces(problem, matrix=ggn).value.to_numpy()
+    >>> bool((abs(gram.traces.numpy() - traces) < 1e-12).all())
+    True
     """
 
     blocks: tuple[str, ...]
@@ -35,6 +55,11 @@ class DualGram:
     projections: Float[Tensor, "blocks rows probes"]
     diagonal_norms2: Float[Tensor, " blocks"]
     sample_of_row: tuple[int, ...]
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return max(self.sample_of_row) + 1
 
     @property
     def traces(self) -> Float[Tensor, " blocks"]:
@@ -45,8 +70,8 @@ class DualGram:
     def sample_traces(self) -> Float[Tensor, "blocks samples"]:
         """Traces of the samples' own matrices, whose mean over the N samples is tr G_ll."""
         of_row = self.grams.diagonal(dim1=1, dim2=2)
-        N = max(self.sample_of_row) + 1
-        return N * of_row.new_zeros(len(of_row), N).index_add(1, self._rows_of_samples(), of_row)
+        empty = of_row.new_zeros(len(of_row), self.num_samples)
+        return self.num_samples * empty.index_add(1, self._rows_of_samples(), of_row)
 
     @property
     def norms2(self) -> Float[Tensor, " blocks"]:
@@ -64,13 +89,14 @@ class DualGram:
         return torch.einsum("lrs,rk,sk->kl", self.grams, w, w)
 
     def of_samples(self) -> Iterator[Float[Tensor, "blocks columns columns"]]:
-        """S_nᵀJ_nl J_nlᵀS_n of every sample, free of 1/N: what logit probes see (claim G5)."""
+        """S_nᵀJ_nl J_nlᵀS_n of every sample, without 1/N: what logit probes see (claim G5)."""
         rows = self._rows_of_samples()
-        for n in range(max(self.sample_of_row) + 1):
+        for n in range(self.num_samples):
             own = (rows == n).nonzero()[:, 0]
-            yield self.grams[:, own[:, None], own[None, :]] * (max(self.sample_of_row) + 1)
+            yield self.grams[:, own[:, None], own[None, :]] * self.num_samples
 
     def _rows_of_samples(self) -> Tensor:
+        """`sample_of_row` where the matrices lie."""
         return torch.tensor(self.sample_of_row, device=self.grams.device)
 
 
@@ -83,40 +109,60 @@ def dual_gram(
     total: Callable[[Tensor], Tensor] = lambda part: part,
     budget: int | None = None,
 ) -> DualGram:
-    """The dual Gram matrices from one backward pass for every sample and column of its root.
+    """The dual Gram matrices, from one backward pass for every sample and column of its root.
 
-    The model takes samples one by one and treats each by itself, as in eval mode. Rows of as many blocks as `budget`
-    bytes hold (default: half of the free memory) are there at once; if that is not all, the passes are repeated.
-    With several processes each computes the rows of its own `samples`, `total` adds up over the processes. Raises
-    MemoryError, with the bytes, where the rows of one block do not fit, and ValueError where a sample alone has other
-    outputs than in its batch.
+    The model must take samples one by one and treat each by itself, as in eval mode.
+
+    Parameters
+    ----------
+    problem
+        Its loss must be convex in the outputs.
+    probes
+        P×K, in the order of `problem.params`, if `projections` are wanted.
+    samples
+        The samples whose rows this process computes, by default all.
+    total
+        Adds up over the processes.
+    budget
+        Bytes that rows may take, by default half of the free memory. Rows of as many blocks as it
+        holds are there at once; if that is not all, the passes are repeated.
+
+    Raises
+    ------
+    MemoryError
+        The rows of one block do not fit.
+    ValueError
+        A sample alone has other outputs than in its batch, or the loss is none for this, as in
+        `exact_traces`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import dual_gram, ggn, zoo
+    >>> problem = zoo.problem("tiny_mlp", torch.Generator().manual_seed(0), num_samples=8)
+    >>> norms = ggn(problem).block_norms().to_numpy().diagonal()
+    >>> bool((abs(dual_gram(problem).norms2.numpy() - norms**2) < 1e-12).all())
+    True
     """
-    if not isinstance(problem, Problem):
-        raise TypeError(
-            f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)"
-        )
-    if probes is not None and (probes.ndim != 2 or len(probes) != problem.num_params):
-        raise ValueError(
-            f"the probes are {tuple(probes.shape)}: pass {problem.num_params} rows and a column for each"
-        )
+    _check_arguments(problem, probes)
     outputs, roots = weighted_roots(problem)
-    R, owners = (
-        sum(S.shape[1] for S in roots),
-        tuple(n for n, S in enumerate(roots) for _ in range(S.shape[1])),
-    )
+    owners = tuple(n for n, S in enumerate(roots) for _ in range(S.shape[1]))
     budget = free_memory(problem.device) // 2 if budget is None else budget
-    grams, projections, diagonals = list[Tensor](), list[Tensor](), list[Tensor]()
-    for names in _groups(problem, R, budget):
-        tensors = [name for block in names for name in problem.partition.blocks[block]]
-        rows = dict(zip(tensors, _rows(problem, tensors, outputs, roots, samples, R), strict=True))
-        for block in names:
-            of_block = [total(rows.pop(name)) for name in problem.partition.blocks[block]]
+    grams = list[Tensor]()
+    projections = list[Tensor]()
+    diagonals = list[Tensor]()
+    for blocks in _groups(problem, len(owners), budget):
+        tensors = [name for block in blocks for name in problem.partition.blocks[block]]
+        found = _rows(problem, tensors, outputs, roots, samples)
+        rows = dict(zip(tensors, found, strict=True))
+        del found  # so that a block's rows go as soon as its matrix is there
+        for block in blocks:
+            names = problem.partition.blocks[block]
+            of_block = [total(rows.pop(name)) for name in names]
             gram, diagonal = gram_of_rows(of_block)
             grams.append(gram)
             diagonals.append(diagonal)
-            projections.append(
-                _projected(problem, of_block, problem.partition.blocks[block], probes)
-            )
+            projections.append(_projected(problem, of_block, names, probes))
     return DualGram(
         tuple(problem.partition.blocks),
         torch.stack(grams),
@@ -126,13 +172,31 @@ def dual_gram(
     )
 
 
+def _check_arguments(problem: object, probes: Tensor | None) -> None:
+    """Raises TypeError for what is no problem, ValueError for probes of another shape."""
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)"
+        )
+    if probes is not None and (probes.ndim != 2 or len(probes) != problem.num_params):
+        raise ValueError(
+            f"the probes are {tuple(probes.shape)}: pass {problem.num_params} rows and a column "
+            "for each"
+        )
+
+
 def weighted_roots(problem: Problem) -> tuple[list[Tensor], list[Float[Tensor, "outputs rank"]]]:
-    """Outputs of every sample, and S_n/√N: its weight in the mean over a batch, times that of the batch in the risk."""
+    """Outputs of every sample, and its root times the square root of its weight in the risk.
+
+    Within a batch the loss is a mean, so that `loss_root` carries 1/n_b.
+    """
     with torch.no_grad():
         outputs = [problem.outputs(batch) for batch in problem.batches]
-    if (rows := sum(map(len, outputs))) != problem.num_samples:
+    rows = sum(map(len, outputs))
+    if rows != problem.num_samples:
         raise ValueError(
-            f"the model returns {rows} rows for {problem.num_samples} samples: let it return one for each"
+            f"the model returns {rows} rows for {problem.num_samples} samples: let it return one "
+            "for each"
         )
     roots = [
         math.sqrt(weight) * root
@@ -144,18 +208,22 @@ def weighted_roots(problem: Problem) -> tuple[list[Tensor], list[Float[Tensor, "
 
 def _groups(problem: Problem, num_rows: int, budget: int) -> Iterator[list[str]]:
     """Blocks in their order, in groups whose rows fit into the budget."""
-    of_row = torch.finfo(problem.dtype).bits // 8 * num_rows
-    group, size = list[str](), 0
+    bytes_of_row = problem.dtype.itemsize * num_rows
+    group = list[str]()
+    size = 0
     for block, names in problem.partition.blocks.items():
-        needed = of_row * sum(problem.params[name].numel() for name in names)
+        needed = bytes_of_row * sum(problem.params[name].numel() for name in names)
         if needed > budget:
             raise MemoryError(
-                f"the {num_rows} rows of {block} take {needed:,} bytes and {budget:,} may be used: use fewer samples"
+                f"the {num_rows} rows of {block} take {needed:,} bytes and {budget:,} may be "
+                "used: use fewer samples"
             )
         if size + needed > budget:
             yield group
-            group, size = [], 0
-        group, size = [*group, block], size + needed
+            group = []
+            size = 0
+        group = [*group, block]
+        size += needed
     yield group
 
 
@@ -165,35 +233,40 @@ def _rows(
     in_batch: Sequence[Tensor],
     roots: Sequence[Tensor],
     samples: range | None,
-    num_rows: int,
 ) -> list[Float[Tensor, "rows entries"]]:
     """Rows of the given tensors, those of other samples than `samples` zero."""
-    params, r = [problem.params[name] for name in tensors], 0
+    params = [problem.params[name] for name in tensors]
+    num_rows = sum(S.shape[1] for S in roots)
     rows = [p.new_zeros(num_rows, p.numel()) for p in params]
+    first = 0
     for n, (alone, S) in enumerate(zip(problem.samples(), roots, strict=True)):
-        if samples is not None and n not in samples:
-            r += S.shape[1]
-            continue
-        with differentiating():
-            outputs = _outputs_alone(alone, in_batch[n], n)
-            for column in S.unbind(1):
-                pulled = torch.autograd.grad(
-                    outputs,
-                    params,
-                    column.reshape(outputs.shape),
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-                for row, part in zip(rows, pulled, strict=True):
-                    if part is not None:
-                        row[r] = part.reshape(-1)
-                r += 1
+        if samples is None or n in samples:
+            with differentiating():
+                outputs = _outputs_alone(alone, in_batch[n], n)
+                _fill(rows, first, outputs, S, params)
+        first += S.shape[1]
     return rows
+
+
+def _fill(
+    rows: Sequence[Tensor], first: int, outputs: Tensor, S: Tensor, params: Sequence[Tensor]
+) -> None:
+    """Writes the rows of one sample, one backward pass for every column of its root."""
+    for r, column in enumerate(S.unbind(1), start=first):
+        pulled = torch.autograd.grad(
+            outputs, params, column.reshape(outputs.shape), retain_graph=True, allow_unused=True
+        )
+        for row, part in zip(rows, pulled, strict=True):
+            if part is not None:
+                row[r] = part.reshape(-1)
 
 
 def _outputs_alone(problem: Problem, in_batch: Tensor, number: int) -> Tensor:
     """What a sample gives by itself, which must be what it gives in its batch, but for rounding."""
-    cure = "its samples have no matrices of their own; use hessian(problem) or ggn(problem) with an estimator"
+    cure = (
+        "its samples have no matrices of their own; use hessian(problem) or ggn(problem) with an "
+        "estimator"
+    )
     try:
         outputs: Tensor = problem.outputs(problem.batches[0])
     except torch.OutOfMemoryError:
@@ -202,10 +275,11 @@ def _outputs_alone(problem: Problem, in_batch: Tensor, number: int) -> Tensor:
         raise ValueError(
             f"the model does not take sample {number} alone ({error}): {cure}"
         ) from error
-    alone, bound = outputs.detach(), torch.finfo(outputs.dtype).eps ** 0.5 * in_batch.abs().max()
-    if alone.shape != (1, *in_batch.shape) or not bool(
-        ((alone[0] - in_batch).abs() <= bound).all()
-    ):
+    alone = outputs.detach()
+    # Half of the digits: kernels of another size add up in another order.
+    bound = torch.finfo(outputs.dtype).eps ** 0.5 * in_batch.abs().max()
+    has_same_shape = alone.shape == (1, *in_batch.shape)
+    if not has_same_shape or not bool(((alone[0] - in_batch).abs() <= bound).all()):
         raise ValueError(
             f"the model gives sample {number} other outputs in its batch than alone: {cure}"
         )
@@ -215,10 +289,8 @@ def _outputs_alone(problem: Problem, in_batch: Tensor, number: int) -> Tensor:
 def gram_of_rows(rows: Sequence[Float[Tensor, "rows entries"]]) -> tuple[Tensor, Tensor]:
     """M_l and ‖diag G_ll‖² of one block, in float64."""
     R = len(rows[0])
-    gram, diagonal = (
-        rows[0].new_zeros(R, R, dtype=torch.float64),
-        rows[0].new_zeros((), dtype=torch.float64),
-    )
+    gram = rows[0].new_zeros(R, R, dtype=torch.float64)
+    diagonal = rows[0].new_zeros((), dtype=torch.float64)
     for part in (chunk for row in rows for chunk in torch.split(row, _GRAM_COLUMNS, dim=1)):
         gram += (part @ part.mT).double()
         diagonal += part.square().sum(0).double().square().sum()
@@ -228,6 +300,7 @@ def gram_of_rows(rows: Sequence[Float[Tensor, "rows entries"]]) -> tuple[Tensor,
 def _projected(
     problem: Problem, rows: Sequence[Tensor], names: Sequence[str], probes: Tensor | None
 ) -> Float[Tensor, "rows probes"]:
+    """B_l z_l of one block, in float64."""
     if probes is None:
         return rows[0].new_zeros(len(rows[0]), 0, dtype=torch.float64)
     parts = [

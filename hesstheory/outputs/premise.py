@@ -1,6 +1,8 @@
-"""Is tr H = tr G? The premise of exact traces, read off the graph and tried by second derivatives."""
+"""The premise of exact traces, tr H = tr G: read off the graph, tried by second derivatives."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -11,17 +13,40 @@ from hesstheory.autograd.rows import generic
 from hesstheory.autograd.rules import obstacle
 from hesstheory.outputs.per_sample import Linearised
 
-_LARGE = 100_000  # parameters from which on a vector of them costs as much as a pass of one sample
+# Parameters from which on a second derivative costs as much as a pass of one sample: one parameter
+# is tried instead of three.
+_LARGE = 100_000
+
+# Roundings, in eps, of a second derivative relative to the slope over the length of a parameter:
+# over that length it changes the slope by so many. The bend of log exp w, which is rounding alone,
+# stays below (tests/outputs/test_premise.py).
+_ROUNDINGS = 32
 
 
 class NotPiecewiseLinear(ValueError):
-    """The outputs are not known to be piecewise linear in every single parameter: tr H_ll may not be tr G_ll (G3)."""
+    """The outputs are not known to be piecewise linear in every single parameter (claim G3).
+
+    tr H_ll may then differ from tr G_ll. The message names the module.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import NotPiecewiseLinear, exact_traces, zoo
+    >>> problem = zoo.problem("tiny_mlp", torch.Generator().manual_seed(0), num_samples=8)
+    >>> try:
+    ...     exact_traces(problem)
+    ... except NotPiecewiseLinear as error:
+    ...     print(str(error)[:38])
+    tr H may not be tr G: in module 'activ
+    """
 
 
 def check_piecewise_linear(line: Linearised) -> None:
+    """Raises NotPiecewiseLinear where the graph of the outputs does not show the premise."""
     if line.outputs.grad_fn is None or obstacle(line.outputs) is None:
         return
     problem = line.problem
+    # A second forward pass, since only a refusal needs to know the module.
     with owners(problem.model) as owner:
         found = obstacle(problem.outputs(line.batch))
     assert found is not None
@@ -29,40 +54,55 @@ def check_piecewise_linear(line: Linearised) -> None:
     where = owner.get(node, "")
     kind = type(problem.model.get_submodule(where)).__name__
     raise NotPiecewiseLinear(
-        f"tr H may not be tr G: in module {where!r} ({kind}), {reason}; pass target='ggn' for the exact Gauss-Newton "
-        "traces, or estimate tr H"
+        f"tr H may not be tr G: in module {where!r} ({kind}), {reason}; pass matrix=ggn for the "
+        "exact Gauss-Newton traces, or estimate tr H"
     )
 
 
 def check_no_bend(line: Linearised) -> None:
-    """∂²⟨u, f⟩/∂θ_i² = 0 up to rounding for a generic u, at three parameters of a small network and at one, amid
-    the tensors, of a large one, where a second derivative costs as much as a gradient: what the graph does not show
-    may show here."""
-    params, spans = list(line.problem.params.values()), list(line.problem.offsets.values())
-    P, u, eps = line.problem.num_params, generic(line.outputs), torch.finfo(line.problem.dtype).eps
-    tried = {P // 4, P // 2, 3 * P // 4} if P < _LARGE else {sum(spans[len(spans) // 2]) // 2}
-    for i in sorted(tried):
-        p, start = next(
-            (p, start) for p, (start, stop) in zip(params, spans, strict=True) if i < stop
-        )
+    """Raises NotPiecewiseLinear where ∂²⟨u, f⟩/∂θ_i² is not zero for a generic u.
+
+    What the graph does not show may show here. Three parameters of a small network are tried, one
+    amid the tensors of a large one.
+    """
+    u = generic(line.outputs)
+    eps = torch.finfo(line.problem.dtype).eps
+    for i, p, position in _tried(line):
         with second_derivatives():
             (g,) = torch.autograd.grad(line.outputs, [p], u, create_graph=True, allow_unused=True)
         if g is None or not g.requires_grad:
             continue
-        (row,) = vjp([g.reshape(-1)[i - start]], [g.new_ones(1)], [p])
+        (row,) = vjp([g.reshape(-1)[position]], [g.new_ones(1)], [p])
         if row is None:
             continue
-        slope, bend = float(g.detach().reshape(-1)[i - start]), float(row.reshape(-1)[i - start])
-        # Over the length of the parameters a bend of rounding changes the slope by rounding.
-        if bend and abs(bend) > max(
-            eps**0.5 * _largest(row), 32 * eps * abs(slope) / (_largest(p) or 1.0)
-        ):
+        slope = float(g.detach().reshape(-1)[position])
+        bend = float(row.reshape(-1)[position])
+        # Half of the digits of the row, or roundings of the slope.
+        rounding = max(
+            eps**0.5 * _largest(row), _ROUNDINGS * eps * abs(slope) / (_largest(p) or 1.0)
+        )
+        if bend and abs(bend) > rounding:
             raise NotPiecewiseLinear(
-                f"tr H may not be tr G although the graph looks piecewise linear: in parameter {i} a combination of "
-                f"the outputs of the first samples has the slope {slope:.3g} and the second derivative {bend:.3g}; "
-                "pass target='ggn', or estimate tr H"
+                "tr H may not be tr G although the graph looks piecewise linear: in parameter "
+                f"{i} a combination of the outputs of the first samples has the slope "
+                f"{slope:.3g} and the second derivative {bend:.3g}; pass matrix=ggn, or estimate "
+                "tr H"
             )
 
 
+def _tried(line: Linearised) -> Iterator[tuple[int, Tensor, int]]:
+    """Numbers of the tried parameters, with the tensor of each and the position in it."""
+    P = line.problem.num_params
+    params = list(line.problem.params.values())
+    spans = list(line.problem.offsets.values())
+    middle = spans[len(spans) // 2]
+    numbers = {P // 4, P // 2, 3 * P // 4} if P < _LARGE else {sum(middle) // 2}
+    for i in sorted(numbers):
+        for p, (start, stop) in zip(params, spans, strict=True):
+            if start <= i < stop:
+                yield i, p, i - start
+
+
 def _largest(values: Tensor) -> float:
+    """The largest absolute value."""
     return float(values.detach().abs().max())

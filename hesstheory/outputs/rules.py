@@ -1,4 +1,4 @@
-"""Rules: the squared per-sample gradients of a layer from its inputs and the slopes at its output."""
+"""Rules: squared per-sample gradients of a layer from its inputs and the slopes at its output."""
 
 from __future__ import annotations
 
@@ -15,24 +15,29 @@ from torch.nn import functional as F
 
 from hesstheory.autograd.layers import Geometry
 
-# Per-sample squared norms of the gradients of a module's tensors, summed over the columns that lead the slopes at its
-# output.
+# Of slopes at a module's output (columns × samples × …): by tensor, the squared norms of the
+# samples' gradients, summed over the columns.
 Norms = Callable[[Tensor], dict[str, Float[Tensor, " samples"]]]
 
-CHUNK_BYTES = 256 * 2**20  # of per-sample gradients held at once
+# Bytes of per-sample gradients held at once: small beside a GPU's memory, large beside its caches.
+CHUNK_BYTES = 256 * 2**20
 
+# Of a module, its input and the wanted tensors {attribute: name}: the rule, None where it does not
+# fit. A rule knows the type of its module, for which the key in NORM_RULES stands.
 _Rule = Callable[[Any, Tensor, dict[str, str]], "Norms | None"]
 
 
 def _of_products(
     A: Float[Tensor, samples in positions], num_out: int, groups: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """‖δ_n A_nᵀ‖² for slopes δ_n (out × positions), over groups: by the gradient, or by the Gram matrices of positions.
+    """‖δ_n A_nᵀ‖² for slopes δ_n (out × positions), over groups.
 
-    ‖δAᵀ‖² = ⟨δᵀδ, AᵀA⟩, which is cheaper where there are fewer positions than entries; AᵀA serves all columns.
+    By the gradient, or by the Gram matrices of positions: ‖δAᵀ‖² = ⟨δᵀδ, AᵀA⟩. That is cheaper
+    where there are fewer positions than entries, and AᵀA serves all columns.
     """
     B, I, T = A.shape
-    A, inside = A.reshape(B, groups, I // groups, T), I // groups
+    inside = I // groups
+    A = A.reshape(B, groups, inside, T)
 
     def cut(slope: Float[Tensor, "samples out positions"]) -> Tensor:
         return slope.reshape(B, groups, -1, T)
@@ -40,6 +45,8 @@ def _of_products(
     if T == 1:
         squares = A.square().sum((2, 3))
         return lambda slope: (cut(slope).square().sum((2, 3)) * squares).sum(1)
+    # Gram matrices hold T² numbers, the gradient out·inside (Li et al. 2022). Up to four times as
+    # many are worth it, since AᵀA serves all columns.
     if inside > T and 4 * num_out // groups * inside >= T * T:
         gram = A.mT @ A  # all that is kept of A
         return lambda slope: ((cut(slope).mT @ cut(slope)) * gram).sum((1, 2, 3))
@@ -53,17 +60,26 @@ def _of_products(
 
 
 def _linear(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms | None:
-    if x.ndim == 2:
-        sizes = {"weight": torch.linalg.vector_norm(x, dim=1).square(), "bias": x.new_ones(len(x))}
-        factors = {name: sizes[attribute] for attribute, name in names.items()}
-
-        def of_rows(slopes: Tensor) -> dict[str, Tensor]:
-            squares = torch.linalg.vector_norm(slopes, dim=2).square().sum(0)
-            return {name: squares * factor for name, factor in factors.items()}
-
-        return of_rows
+    """The gradient of a weight is δ_nᵀx_n for one position, Σ_t δ_ntᵀx_nt for several."""
     if x.ndim < 2:
         return None
+    return _of_rows(x, names) if x.ndim == 2 else _of_positions(module, x, names)
+
+
+def _of_rows(x: Tensor, names: dict[str, str]) -> Norms:
+    """‖δ_nᵀx_n‖² = ‖δ_n‖²‖x_n‖²."""
+    sizes = {"weight": torch.linalg.vector_norm(x, dim=1).square(), "bias": x.new_ones(len(x))}
+    factors = {name: sizes[attribute] for attribute, name in names.items()}
+
+    def norms(slopes: Tensor) -> dict[str, Tensor]:
+        squares = torch.linalg.vector_norm(slopes, dim=2).square().sum(0)
+        return {name: squares * factor for name, factor in factors.items()}
+
+    return norms
+
+
+def _of_positions(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms:
+    """The same where every sample has several positions."""
     of_weight = _of_products(x.reshape(len(x), -1, x.shape[-1]).mT, module.out_features)
 
     def norms(slopes: Tensor) -> dict[str, Tensor]:
@@ -84,6 +100,7 @@ def _linear(module: nn.Linear, x: Tensor, names: dict[str, str]) -> Norms | None
 
 
 def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, names: dict[str, str]) -> Norms | None:
+    """A linear map of patches, with zeros around the image."""
     if (
         module.padding_mode != "zeros"
         or isinstance(module.padding, str)
@@ -108,7 +125,7 @@ def _convolution(module: nn.Conv1d | nn.Conv2d, x: Tensor, names: dict[str, str]
 def _of_kernel(
     module: nn.Conv1d | nn.Conv2d, x: Tensor, positions: int
 ) -> Callable[[Tensor], Tensor]:
-    """‖∂⟨δ_n, W ∗ x_n⟩/∂W‖² by Gram matrices of patches where these are few, else by the gradient of every sample."""
+    """‖∂⟨δ_n, W ∗ x_n⟩/∂W‖² by Gram matrices of few patches, else by every sample's gradient."""
     inside = module.weight[0].numel()
     few = positions < inside and positions**2 <= 4 * len(module.weight) // module.groups * inside
     if few or x.device.type != "cpu":  # sample by sample, an accelerator would wait for its host
@@ -136,12 +153,15 @@ def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Float[Tensor, samples 
 
 
 def _batch_norm(module: nn.BatchNorm2d, x: Tensor, names: dict[str, str]) -> Norms | None:
+    """An affine map of each channel, by running statistics: those of the batch mix samples."""
     if module.training or module.running_mean is None or module.running_var is None or x.ndim < 2:
         return None
-    mean, scale = module.running_mean, (module.running_var + module.eps).rsqrt()
+    mean = module.running_mean
+    scale = (module.running_var + module.eps).rsqrt()
 
     def norms(slopes: Tensor) -> dict[str, Tensor]:
-        found, rows = dict[str, Tensor](), (len(slopes), *x.shape[:2], -1)
+        found = dict[str, Tensor]()
+        rows = (len(slopes), *x.shape[:2], -1)
         of_bias = slopes.reshape(rows).sum(3)
         if "weight" in names:
             # Σ δ·(x − mean)/deviation, without holding the normalised input of every batch norm.
@@ -155,6 +175,7 @@ def _batch_norm(module: nn.BatchNorm2d, x: Tensor, names: dict[str, str]) -> Nor
 
 
 def _embedding(module: nn.Embedding, x: Tensor, names: dict[str, str]) -> Norms | None:
+    """‖Σ_t δ_nt e_{x_nt}ᵀ‖² = Σ_{s,t} ⟨δ_ns, δ_nt⟩ [x_ns = x_nt]."""
     if x.ndim < 1:
         return None
     tokens = x.reshape(len(x), -1)

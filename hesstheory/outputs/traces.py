@@ -83,14 +83,14 @@ def exact_traces(
     ('tr H', 2)
     """
     of_hessian = _is_hessian(matrix, target)
-    of_tensor = dict.fromkeys(problem.params, 0.0)
+    of_tensor: dict[str, float] = {}
     num_columns = 0
     for part in _parts(problem, of_hessian):
         num_columns = max(num_columns, part.num_columns)
         for name, square in part.sums().items():
-            of_tensor[name] += part.weight * square
+            of_tensor[name] = of_tensor.get(name, 0.0) + part.weight * square
     blocks = {
-        block: sum(of_tensor[name] for name in names)
+        block: sum(of_tensor.get(name, 0.0) for name in names)
         for block, names in problem.partition.blocks.items()
     }
     return Estimate.exact(blocks, num_columns, "tr H" if of_hessian else "tr G")

@@ -101,7 +101,7 @@ def test_bad_requests_to_rank_are_refused(generator):
 @pytest.mark.parametrize(
     ("wrong", "said"), [(LayerwiseTrace, "LayerwiseTrace"), ("LayerwiseTrace", "'LayerwiseTrace'")]
 )
-def test_an_estimator_is_an_instance(wrong, said, generator):
+def test_an_estimator_is_an_instance(wrong, said, generator, unchecked):
     problem = zoo.problem("tiny_relu", generator)
     with pytest.raises(
         TypeError, match=rf"estimator is {said}: pass an instance, such as LayerwiseTrace\(64\)"
