@@ -6,27 +6,60 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hesstheory.cli.edge import check_writable, misuse
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Record = Mapping[str, Any]
+
+RUNS = Path("runs")  # ignored by git; each command has a folder of its own there
+
+# Columns of the table of costs, by the key of the report.
+_COLUMNS = {
+    "once": "once",
+    "per_probe": "per probe",
+    "worst_relative_spread_of_one_probe": "one probe",
+    "work_to_1_percent": "to 1 %",
+    "peak_in_training_steps": "memory",
+    "seconds": "seconds",
+    "gradients": "gradients",
+    "times_ours": "times ours",
+    "peak_in_matrices": "memory",
+}
+_CAPTION = (
+    "Work in gradients. One probe: its relative standard error in the worst layer. Memory: peak "
+    "above that of the problem, in training steps, or in dense matrices."
+)
+
 
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="mlp, mlp-tanh, cnn, resnet18, dense; all by default."),
+        typer.Argument(
+            help="mlp, mlp-tanh, cnn, resnet18, resnet18-as-built, dense; all by default."
+        ),
     ] = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", help="Write the numbers here instead of OUT/reports/bench.json."),
     ] = None,
     out: Annotated[
-        Path, typer.Option(help="Folder that receives reports/bench.json and figures/frontier.*.")
-    ] = Path(),
+        Path,
+        typer.Option(
+            help="Folder that receives reports/bench.json and figures/frontier.*. `--out .` renews "
+            "those of this folder, such as the ones under version control."
+        ),
+    ] = RUNS / "bench",
     repeats: Annotated[
         int | None, typer.Option(help="Rounds of timings; by default what a problem needs.")
     ] = None,
@@ -34,14 +67,10 @@ def bench(
         bool, typer.Option("--tiny", hidden=True, help="Tiny problems: is everything in place?")
     ] = False,
 ) -> None:
-    """Measures what traces cost, ours and those of other libraries, in gradients: minutes, on one thread."""
-    from rich.console import Console
+    """Measures what traces cost, ours and those of other libraries; minutes, on one thread.
 
-    from hesstheory import bench as room
-    from hesstheory.cli.report import write_figures
-    from hesstheory.run.files import write_atomically
-    from hesstheory.show.gallery import draw_frontier
-
+    The unit is one gradient over the batch.
+    """
     check_writable("--json", json_file)
     check_writable("--out", out / "figures" / "*", makes_folders=True)
     if json_file is None:
@@ -49,24 +78,36 @@ def bench(
         check_writable("--out", json_file, makes_folders=True)
     if repeats is not None and repeats < 1:
         misuse(f"--repeats {repeats}: pass one round or more, or leave it out")
-    progress, console = Console(stderr=True), Console()
-    try:
-        command = shlex.join(["hesstheory", *sys.argv[1:]])
-        say = partial(progress.print, markup=False, highlight=False, soft_wrap=True)
-        for report in room.run(names or (), repeats=repeats, command=command, tiny=tiny, say=say):
-            write_atomically(json_file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-            _print_costs(console, report["problems"][next(reversed(report["problems"]))])
-            if rows := [row for found in report["problems"].values() for row in found["frontier"]]:
-                write_figures([draw_frontier(rows)], out / "figures")
-    except (ValueError, OSError, MemoryError) as error:
-        misuse(str(error))
-    except KeyboardInterrupt:
-        typer.echo(f"hesstheory: interrupted; what was measured before is in {json_file}", err=True)
-        raise typer.Exit(130) from None
-    _print_marks(console, report["marks"])
-    console.print(
-        f"{json_file}" + (f", {out / 'figures' / 'frontier.png'}" if rows else ""), markup=False
-    )
+    with _ended(f"what was measured before is in {json_file}"):
+        _measure_costs(names or [], json_file, out, repeats, tiny)
+
+
+def _measure_costs(
+    names: list[str], json_file: Path, out: Path, repeats: int | None, tiny: bool
+) -> None:
+    """Writes the report and the figure after every problem, and prints tables."""
+    from rich.console import Console
+
+    from hesstheory import bench as room
+    from hesstheory.cli.report import write_figures
+    from hesstheory.run.files import write_atomically
+    from hesstheory.show.gallery import draw_frontier
+
+    console = Console()
+    rows = []
+    run = room.run(names, repeats=repeats, command=_command(), tiny=tiny, say=_progress())
+    for report in run:
+        write_atomically(json_file, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        problems = report["problems"]
+        _print_costs(console, problems[next(reversed(problems))])
+        if rows := [row for found in problems.values() for row in found["frontier"]]:
+            write_figures([draw_frontier(rows)], out / "figures")
+    console.print(_table_of_marks(report["marks"]))
+    written = [json_file, *([out / "figures" / "frontier.png"] if rows else [])]
+    console.print(", ".join(map(str, written)), markup=False, soft_wrap=True)
+    if out.resolve() == Path.cwd():
+        names_of = " and ".join(str(path) for path in written)
+        console.print(f"Renewed in this folder: {names_of}.", markup=False, soft_wrap=True)
 
 
 def harness(
@@ -79,7 +120,13 @@ def harness(
     steps: Annotated[
         int, typer.Option(help="Training steps before the measurement; 0: untrained.")
     ] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("harness"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the run, new or empty; runs/harness/MODEL by default.",
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in the folder.")
     ] = False,
@@ -102,93 +149,122 @@ def harness(
         float, typer.Option(help="Seconds that a process waits for the others.")
     ] = 300.0,
 ) -> None:
-    """Measures ResNet-18/34 or VGG-11 beside their exact traces; writes DIR/harness.json, a table, a figure, a page."""
-    import torch
-    from rich.console import Console
+    """Measures ResNet-18/34 or VGG-11 beside their exact traces.
 
+    Writes harness.json, a table, a figure and a page into the folder of the run.
+    """
     from hesstheory import harness as room
     from hesstheory.harness import show
-    from hesstheory.run.ranks import LostRank
 
-    progress, first = Console(stderr=True), os.environ.get("RANK", "0") == "0"
-    say = partial(progress.print, markup=False, highlight=False, soft_wrap=True)
-    if out.exists() and not out.is_dir():
-        misuse(f"--out {out}: that is a file; name a folder")
-    check_writable("--out", out / "*", makes_folders=True)
-    try:
+    folder = RUNS / "harness" / model if out is None else out
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    if folder.exists() and not folder.is_dir():
+        misuse(f"--out {folder}: that is a file; name a folder")
+    check_writable("--out", folder / "*", makes_folders=True)
+    with _ended(f"--resume goes on from what is in {folder}"), _lost_ranks_and_memory():
         settings = room.Settings(
-            model=model, data=data, device=device, batch=batch, probes=probes, dtype=dtype, steps=steps, seed=seed,
-            width=width, classes=classes, activation=activation, label_noise=label_noise, parallel=parallel,
-            root=None if root is None else str(root),
+            model=model, data=data, device=device, batch=batch, probes=probes, dtype=dtype,
+            steps=steps, seed=seed, width=width, classes=classes, activation=activation,
+            label_noise=label_noise, parallel=parallel, root=None if root is None else str(root),
         )  # fmt: skip
-        command = shlex.join(["hesstheory", *sys.argv[1:]])
-        report = room.run(settings, out, resume=resume, command=command, say=say, patience=patience)
-        if first:
-            show.write(report, out)
-    except RuntimeError as error:
-        if not isinstance(
-            error, LostRank | torch.OutOfMemoryError
-        ) and "can't allocate memory" not in str(error):
-            raise
-        reason = str(error).partition("\n")[0]
-        cure = (
-            "" if isinstance(error, LostRank) else ": use a smaller --width, --batch or --classes"
+        report = room.run(
+            settings, folder, resume=resume, command=_command(), say=_progress(), patience=patience
         )
-        misuse(f"{reason}{cure}")
-    except (ValueError, OSError, MemoryError) as error:
-        misuse(str(error))
-    except KeyboardInterrupt:
-        typer.echo(f"hesstheory: interrupted; --resume goes on from what is in {out}", err=True)
-        raise typer.Exit(130) from None
+        if first:
+            show.write(report, folder)
     if first:
-        console = Console()
-        for line in show.lines(report):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"{out / 'index.html'}, {out / 'harness.json'}", markup=False, soft_wrap=True)
-        console.print(show.conclusion(report), markup=False, highlight=False, soft_wrap=True)
+        written = f"{folder / 'index.html'}, {folder / 'harness.json'}"
+        _print_lines([*show.lines(report), written, show.conclusion(report)])
     raise typer.Exit(0 if report["passed"] else 1)
 
 
 def doctor() -> None:
-    """Says what this machine has, what PyTorch may round, and whether known traces come out, which takes a second."""
-    from rich.console import Console
+    """Says what this machine has, what PyTorch may round, and whether known traces come out.
 
+    It takes a second.
+    """
     from hesstheory.harness import doctor as room
 
-    console, facts = Console(), room.facts()
-    for name, value in facts.items():
-        console.print(f"{name:<26} {value}", markup=False, highlight=False, soft_wrap=True)
+    facts = [f"{name:<26} {value}" for name, value in room.facts().items()]
     checks = list(room.checks())
-    for name, held, detail in checks:
-        console.print(
-            f"{'passed' if held else 'FAILED':<26} {name}: {detail}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+    outcomes = [
+        f"{'passed' if held else 'FAILED':<26} {name}: {detail}" for name, held, detail in checks
+    ]
+    _print_lines([*facts, *outcomes])
     raise typer.Exit(0 if all(held for _, held, _ in checks) else 1)
 
 
-def _print_costs(console: Any, found: dict[str, Any]) -> None:
+# --- how a command ends ---------------------------------------------------------------------------
+
+
+@contextmanager
+def _ended(interrupted: str) -> Iterator[None]:
+    """What a user can mend is misuse; an interrupted command says what is left."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError) as error:
+        misuse(str(error))
+    except KeyboardInterrupt:
+        typer.echo(f"hesstheory: interrupted; {interrupted}", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _lost_ranks_and_memory() -> Iterator[None]:
+    """Another process that ended, and a device or machine without memory, are no bugs either."""
+    import torch
+
+    from hesstheory.run.ranks import LostRank
+
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, LostRank)
+        no_memory = isinstance(error, torch.OutOfMemoryError)
+        if not (lost or no_memory or "can't allocate memory" in str(error)):
+            raise
+        reason = str(error).partition("\n")[0]
+        cure = "" if lost else ": use a smaller --width, --batch or --classes"
+        misuse(f"{reason}{cure}")
+
+
+def _command() -> str:
+    """The command line, for the record."""
+    return shlex.join(["hesstheory", *sys.argv[1:]])
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+def _progress() -> partial[None]:
+    """Prints a line of progress."""
+    from rich.console import Console
+
+    return partial(Console(stderr=True).print, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_lines(lines: list[str]) -> None:
+    """As they are: no markup, no breaks."""
+    from rich.console import Console
+
+    console = Console()
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_costs(console: Console, found: Record) -> None:
     """One row per way; of the dense Hessian, time and memory."""
     from rich.table import Table
 
-    title = f"{found['about']}: {found['num_params']:,} parameters, one gradient {1000 * found['gradient_seconds']:.3g} ms"
-    columns = {
-        "once": "once", "per_probe": "per probe", "worst_relative_spread_of_one_probe": "one probe",
-        "work_to_1_percent": "to 1 %", "peak_in_training_steps": "memory",
-        "seconds": "seconds", "gradients": "gradients", "times_ours": "times ours",
-        "peak_in_matrices": "memory",
-    }  # fmt: skip
-    shown = [
-        key for key in columns if any(way.get(key) is not None for way in found["ways"].values())
-    ]
-    caption = (
-        "Work in gradients; one probe: its relative standard error in the worst layer; memory: peak above that of the "
-        "problem, in training steps, or in dense matrices"
+    ways: Mapping[str, Record] = found["ways"]
+    milliseconds = 1000 * found["gradient_seconds"]
+    title = (
+        f"{found['about']}: {found['num_params']:,} parameters, one gradient {milliseconds:.3g} ms"
     )
-    table = Table("way", *(columns[key] for key in shown), title=title, caption=caption)
-    for name, way in found["ways"].items():
+    shown = [key for key in _COLUMNS if any(way.get(key) is not None for way in ways.values())]
+    headings = [_COLUMNS[key] for key in shown]
+    table = Table("way", *headings, title=title, caption=_CAPTION)
+    for name, way in ways.items():
         mark = "" if way.get("judged_on", "every layer") == "every layer" else " (total only)"
         cells = ["" if way.get(key) is None else f"{way[key]:.3g}" for key in shown]
         table.add_row(name + mark, *cells, style="" if way["kind"] == "ours" else "dim")
@@ -197,16 +273,13 @@ def _print_costs(console: Any, found: dict[str, Any]) -> None:
         console.print(f"{name} is absent: {why}", markup=False)
 
 
-def _print_marks(console: Any, marks: list[dict[str, Any]]) -> None:
+def _table_of_marks(marks: list[Record]) -> Table:
+    """What was aimed at, and what came out."""
     from rich.table import Table
 
     table = Table("mark", "limit", "measured", "met", title="Marks")
     for mark in marks:
         style = "green" if mark["met"] else "bold red"
-        table.add_row(
-            mark["mark"],
-            f"{mark['limit']:g}",
-            f"{mark['measured']:.3g}",
-            f"[{style}]{mark['met']}[/]",
-        )
-    console.print(table)
+        met = f"[{style}]{mark['met']}[/]"
+        table.add_row(mark["mark"], f"{mark['limit']:g}", f"{mark['measured']:.3g}", met)
+    return table
