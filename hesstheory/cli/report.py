@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from hesstheory.run.files import write_atomically
 
 if TYPE_CHECKING:
-    from hesstheory.show.figures import Figure
+    import pandas as pd
+
+    from hesstheory.show.figures import Figure, Plot
 
 
 class Report(NamedTuple):
@@ -19,7 +22,7 @@ class Report(NamedTuple):
     records_shown: int
 
 
-def write_report(records: Iterable[Mapping[str, object]], out: Path) -> Report:
+def write_report(records: Iterable[Mapping[str, object]], out: Path, workers: int = 1) -> Report:
     """Writes the page and the figures of one run of claims.
 
     Parameters
@@ -30,6 +33,8 @@ def write_report(records: Iterable[Mapping[str, object]], out: Path) -> Report:
         Folder of the run. It receives `reports/index.html`, and under `figures/` two pictures and
         a CSV for each figure. A figure without data in this run is deleted from there, so that
         the folder never mixes two runs. Other files are left alone.
+    workers
+        Processes that draw. The files do not depend on their number.
 
     Returns
     -------
@@ -39,7 +44,7 @@ def write_report(records: Iterable[Mapping[str, object]], out: Path) -> Report:
     from hesstheory.show import gallery, pages
 
     records = list(records)
-    figures = gallery.draw_all(records)
+    figures = _drawn_by(workers, records)
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {name for figure in figures for name in figure.files}
@@ -50,6 +55,23 @@ def write_report(records: Iterable[Mapping[str, object]], out: Path) -> Report:
     page = out / "reports" / "index.html"
     write_atomically(page, text)
     return Report(page, pages.count_checks(text))
+
+
+def _drawn_by(workers: int, records: list[Mapping[str, object]]) -> list[Figure]:
+    """All figures of a run in the order of the page; drawing takes seconds for each."""
+    from hesstheory.run.workers import scatter
+    from hesstheory.show import gallery
+
+    tables = list(enumerate(gallery.tables_of(records)))
+    return [figure for _, figure in sorted(scatter(_numbered, tables, workers), key=itemgetter(0))]
+
+
+def _numbered(task: tuple[int, tuple[Plot, pd.DataFrame]]) -> tuple[int, Figure]:
+    """A drawn figure with its number: workers finish in any order."""
+    from hesstheory.show.figures import drawn
+
+    number, (plot, rows) = task
+    return number, drawn(plot, rows)
 
 
 def write_figures(figures: Iterable[Figure], folder: Path) -> None:

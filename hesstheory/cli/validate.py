@@ -106,7 +106,7 @@ def _validated(
             on_result=progress.advance,
         )
     with refusals():
-        page, shown = write_report(run.records, out)
+        page, shown = write_report(run.records, out, workers)
         if json_file is not None:
             _write_json(json_file, run.to_json(shown))
     return run, page

@@ -48,9 +48,14 @@ def draw_all(records: Iterable[Record]) -> list[Figure]:
     list of Figure
         In the order of the page; a table without rows has no figure.
     """
+    return [drawn(plot, rows) for plot, rows in tables_of(records)]
+
+
+def tables_of(records: Iterable[Record]) -> list[tuple[Plot, pd.DataFrame]]:
+    """Every kind of figure for which the records of a run hold rows, with these rows."""
     records = list(records)
     tables = [(plot, rows_of(records, plot.table)) for plot in PLOTS]
-    return [drawn(plot, rows) for plot, rows in tables if not rows.empty]
+    return [(plot, rows) for plot, rows in tables if not rows.empty]
 
 
 def draw_kill_matrix(rows: Iterable[Record]) -> Figure:
