@@ -1,20 +1,17 @@
-"""Claims G1 to G4: where the Gauss-Newton matrix has the diagonal of the Hessian, and its traces without a probe."""
+"""Claims G1 to G4: where the Gauss-Newton matrix has the diagonal of the Hessian, and its traces
+without a probe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any
 
-import numpy as np
 import sympy
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hesstheory import theory, zoo
-from hesstheory.claims.context import TRAINED_STEPS, Case, Context
+from hesstheory.claims.context import Case, Context
 from hesstheory.claims.registry import claim
 from hesstheory.curvature.matrix import ggn, hessian
 from hesstheory.evidence.checks import Check, holds
@@ -25,108 +22,34 @@ from hesstheory.outputs.premise import NotPiecewiseLinear
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
-from hesstheory.run.streams import stream
 from hesstheory.zoo.initial import blank
+from hesstheory_validation.forms import cut
 from hesstheory_validation.gauss_newton import wrong
-from hesstheory_validation.tied_weights.wrong import plain_risk
-from hesstheory_validation.unbiasedness.claims import roundings
-
-EPS = float(np.finfo(np.float64).eps)
-
-_leaky = partial(nn.LeakyReLU, 0.1)
-
-
-# --- networks -------------------------------------------------------------------------------------------------------
-def _residual() -> nn.Module:
-    return nn.Sequential(
-        blank(nn.Linear, 6, 4), zoo.ResidualBlock(4, nn.ReLU), blank(nn.Linear, 4, 3)
-    )
+from hesstheory_validation.gauss_newton.counterexamples import Counterexample, counterexamples
+from hesstheory_validation.gauss_newton.networks import (
+    dense_ggn,
+    gauss_newton,
+    piecewise_linear,
+    slopes,
+)
+from hesstheory_validation.gauss_newton.passes import passes, with_other_losses
+from hesstheory_validation.magnitudes import EPS, roundings
+from hesstheory_validation.subjects import MatrixOf, TracesOf
 
 
-def _pooled() -> nn.Module:
-    return nn.Sequential(
-        blank(nn.Conv2d, 1, 3, 3), _leaky(), nn.AvgPool2d(2), blank(nn.Conv2d, 3, 4, 2), nn.Hardtanh(),
-        nn.AdaptiveMaxPool2d(1), nn.Flatten(), blank(nn.Linear, 4, 3),
-    )  # fmt: skip
-
-
-_NETWORKS = {
-    "relu_residual": (_residual, partial(zoo.digits, 6, 3)),
-    "pooled_cnn": (_pooled, partial(zoo.digit_images, 3)),
-}
-
-
-@lru_cache(maxsize=16)
-def _own_case(network: str, steps: int, seed: int) -> Case:
-    """A network that the zoo has not, after some steps of gradient descent on its 33 samples."""
-    build, data = _NETWORKS[network]
-    model, (inputs, targets) = build().double(), data(num_samples=33)
-    zoo.initialise(model, inputs, stream(seed, "network", network))
-    problem = Problem(
-        model, F.cross_entropy, [(inputs[:20], targets[:20]), (inputs[20:], targets[20:])]
-    )
-    for _ in range(steps):
-        risk = plain_risk(problem, model)
-        for p, slope in zip(
-            model.parameters(), torch.autograd.grad(risk, list(model.parameters())), strict=True
-        ):
-            p.data.sub_(0.2 * slope)
-    return Case(network, f"trained {steps} steps" if steps else "untrained", problem)
-
-
-def piecewise_linear(context: Context) -> list[Case]:
-    """MLP, convolutions with eval-mode batch norm and with pooling, residual sums; large ones in the full profile."""
-    if context.profile == "smoke":
-        return [context.case("tiny_relu"), _own_case("relu_residual", 0, context.seed)]
-    cases = context.cases([name for name, network in zoo.SMALL.items() if network.piecewise_linear])
-    cases += [
-        _own_case(name, steps, context.seed) for name in _NETWORKS for steps in (0, TRAINED_STEPS)
-    ]
-    return cases + (context.cases(["digits_relu_mlp", "digits_cnn"]) if context.is_thorough else [])
-
-
-@lru_cache(maxsize=64)
-def slope_squares(case: Case) -> Tensor:
-    """The diagonal t of JᵀJ/N. However small G_ij is where the softmax is sure, it is rounded like 2 √(t_i t_j)."""
-    problem, t = case.problem, torch.zeros(case.problem.num_params, dtype=torch.float64)
-    for weight, batch in zip(problem.weights, problem.batches, strict=True):
-        t += weight * wrong.output_jacobian(problem, problem.outputs(batch)).square().sum(1).mean(0)
-    return t
-
-
-def slopes(case: Case) -> Tensor:
-    """The largest t of each tensor: slopes are sums that may cancel, rounded like the others of their tensor."""
-    t = slope_squares(case)
-    return torch.cat([t[a:b].max().expand(b - a) for a, b in case.problem.offsets.values()])
-
-
-@lru_cache(maxsize=64)
-def gauss_newton(problem: Problem) -> Tensor:
-    """The dense Gauss-Newton matrix."""
-    return ggn(problem).to_dense()
-
-
-def dense_ggn(case: Case) -> Tensor:
-    """G of a network."""
-    return gauss_newton(case.problem)
-
-
-def cut(M: Tensor, case: Case, l: str, m: str) -> Tensor:
-    """The block (l, m) of a matrix over the parameters."""
-    return M[case.problem.index[l]][:, case.problem.index[m]]
-
-
-# --- G1 and G2: one parameter, one layer ----------------------------------------------------------------------------
+# --- G1 and G2: one parameter, one layer ----------------------------------------------------------
 @lru_cache
-def _symbolic_residual() -> tuple[Any, Any, Any]:
-    """H − G in the steps w and v of two parameters, Σ_d ∂ℓ/∂f_d ∂²f_d/∂w∂v and ∂²f_d/∂w∂v, in symbols.
+def _symbolic_residual() -> tuple[theory.Matrix, theory.Scalar, tuple[theory.Scalar, ...]]:
+    """H − G in the steps w and v of two parameters, Σ_d ∂ℓ/∂f_d ∂²f_d/∂w∂v and ∂²f_d/∂w∂v, in
+    symbols.
 
     Two outputs affine in w and in v, and any loss: to second order, which is all that H sees.
     """
     w, v = sympy.symbols("w v")
     b, c, e, slope = (sympy.symbols(f"{letter}:2") for letter in "bceg")
     f = [b[d] * w + c[d] * v + e[d] * w * v for d in range(2)]
-    A, J = theory.symmetric_symbols(2, "a"), sympy.Matrix([[b[d], c[d]] for d in range(2)])
+    A = theory.symmetric_symbols(2, "a")
+    J = sympy.Matrix([[b[d], c[d]] for d in range(2)])
     loss = (
         sum(slope[d] * f[d] for d in range(2))
         + sum(A[i, j] * f[i] * f[j] for i in range(2) for j in range(2)) / 2
@@ -151,12 +74,17 @@ def _symbolic_residual() -> tuple[Any, Any, Any]:
         wrong.ggn_of_last_batch,
         wrong.ggn_just_outside_rounding,
     ],
+    seconds=5,
 )
 def diagonals_agree_where_outputs_are_piecewise_linear(
-    matrix: Any, context: Context
+    matrix: MatrixOf, context: Context
 ) -> Iterator[Check]:
+    """Symbols for any loss, and both diagonals of every network."""
     R, mixed, _ = _symbolic_residual()
-    name = "any loss, two outputs affine in w and in v: diag H = diag G, H_wv − G_wv = Σ_d ∂ℓ/∂f_d ∂²f_d/∂w∂v"
+    name = (
+        "any loss, two outputs affine in w and in v: diag H = diag G, H_wv − G_wv = Σ_d "
+        "∂ℓ/∂f_d ∂²f_d/∂w∂v"
+    )
     yield symbolic(name, R.tolist(), [[0, mixed], [mixed, 0]])
     for case in piecewise_linear(context):
         yield exact(
@@ -183,7 +111,8 @@ def diagonals_agree_where_outputs_are_piecewise_linear(
         wrong.traces_just_outside_rounding,
     ],
 )
-def exact_traces_of_every_partition(traces: Any, context: Context) -> Iterator[Check]:
+def exact_traces_of_every_partition(traces: TracesOf, context: Context) -> Iterator[Check]:
+    """Traces by layer, tensor, module and network against the dense Hessian."""
     for case in piecewise_linear(context)[: 1 if context.profile == "smoke" else None]:
         for name, partition in _partitions(case.problem.model).items():
             problem = case.problem.with_partition(partition)
@@ -233,10 +162,12 @@ _LINEAR_IN = {
         wrong.ggn_of_independent_outputs,
         wrong.ggn_just_outside_rounding,
     ],
+    seconds=6,
 )
 def blocks_agree_where_outputs_are_linear_in_a_layer(
-    matrix: Any, context: Context
+    matrix: MatrixOf, context: Context
 ) -> Iterator[Check]:
+    """Symbols, two weights, and both blocks of every network."""
     R, _, mixed = _symbolic_residual()
     yield symbolic(
         "any loss, two outputs affine in w and v jointly: H = G",
@@ -253,7 +184,7 @@ def blocks_agree_where_outputs_are_linear_in_a_layer(
             root = slopes(case)[case.problem.index[l]].sqrt()
             yield exact(
                 f"{case}: H_ll = G_ll, {l}",
-                cut(G, case, l, l),
+                cut(G, case.problem.index, l, l),
                 case.block(l, l),
                 magnitude=2 * root[:, None] * root,
                 terms=roundings(case, 1),
@@ -262,14 +193,15 @@ def blocks_agree_where_outputs_are_linear_in_a_layer(
             yield _residual_off_the_diagonal(case, G)
 
 
-def _product_of_two_weights(matrix: Any) -> Iterator[Check]:
+def _product_of_two_weights(matrix: MatrixOf) -> Iterator[Check]:
     """½(v·w·x − y)² at w = 2, v = 3, x = y = 1: R_wv = (vwx − y)x = 5."""
     model = nn.Sequential(*(blank(nn.Linear, 1, 1, bias=False) for _ in range(2))).double()
     nn.init.constant_(model[0].weight, 2.0)
     nn.init.constant_(model[1].weight, 3.0)
     one = torch.ones(1, 1, dtype=torch.float64)
     problem = Problem(model, zoo.half_squared_error, [(one, one)])
-    H, G = hessian(problem).to_dense(), matrix(problem)
+    H = hessian(problem).to_dense()
+    G = matrix(problem)
     scale = {"magnitude": 36.0, "terms": 16}
     yield exact("½(v·w·x − y)²: H = [[9, 11], [11, 4]]", H, [[9, 11], [11, 4]], **scale)
     yield exact("½(v·w·x − y)²: R = H − G = [[0, 5], [5, 0]]", H - G, [[0, 5], [5, 0]], **scale)
@@ -277,10 +209,11 @@ def _product_of_two_weights(matrix: Any) -> Iterator[Check]:
 
 def _residual_off_the_diagonal(case: Case, G: Tensor) -> Check:
     """The pair of layers whose residual is largest."""
-    blocks, sizes = list(case.problem.index), slopes(case).sqrt()
+    blocks = list(case.problem.index)
+    sizes = slopes(case).sqrt()
     pairs = {}
     for l, m in [(l, m) for n, l in enumerate(blocks) for m in blocks[:n]]:
-        gap = float((case.block(l, m) - cut(G, case, l, m)).norm())
+        gap = float((case.block(l, m) - cut(G, case.problem.index, l, m)).norm())
         scale = 2 * float(sizes[case.problem.index[l]].norm() * sizes[case.problem.index[m]].norm())
         pairs[l, m] = gap, float(case.block(l, m).norm()), roundings(case, 1) * EPS * scale
     (l, m), (gap, whole, rounding) = max(pairs.items(), key=lambda item: item[1][0])
@@ -290,109 +223,7 @@ def _residual_off_the_diagonal(case: Case, G: Tensor) -> Check:
     return holds(f"{case}: a residual off the diagonal", gap > rounding, detail)
 
 
-# --- G3: where the identity ends ------------------------------------------------------------------------------------
-class NearlyLinear(nn.Module):
-    """x ↦ leaky ReLU(x) + tanh(x)/4096."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, 0.1) + x.tanh() / 4096
-
-
-@dataclass(frozen=True)
-class Counterexample:
-    """A network whose outputs bend in the tensors `bent` alone; `module` is what the refusal must name."""
-
-    name: str
-    case: Case
-    bent: tuple[str, ...]
-    module: str
-
-
-def _mlp(act: nn.Module, norm: nn.Module | None = None) -> nn.Sequential:
-    """first, norm if there is one, act, head; batch norm would take a bias out again."""
-    model = nn.Sequential()
-    model.add_module("first", blank(nn.Linear, 4, 5, bias=not isinstance(norm, nn.BatchNorm1d)))
-    if norm is not None:
-        model.add_module("norm", norm)
-    model.add_module("act", act)
-    model.add_module("head", blank(nn.Linear, 5, 3))
-    return model
-
-
-@lru_cache(maxsize=2)
-def _counterexamples(context: Context) -> list[Counterexample]:
-    rows, vectors = zoo.digit_rows(3, 6), zoo.digits(4, 3, 6)
-    to_itself = zoo.Data(vectors.inputs, vectors.inputs)
-    first, attending = (
-        ("first.weight", "first.bias"),
-        ("query.weight", "key.weight", "embed.weight", "embed.bias"),
-    )
-    table: list[tuple[str, nn.Module, zoo.Data, tuple[str, ...], str]] = [
-        (
-            "activation of curvature 1/4096",
-            _mlp(NearlyLinear()),
-            vectors,
-            first,
-            "'act' (NearlyLinear)",
-        ),
-        ("smooth activation", _mlp(nn.Tanh()), vectors, first, "'act' (Tanh)"),
-        (
-            "recurrent matrix",
-            zoo.Recurrent(8, 2, 3, _leaky),
-            rows,
-            ("recurrent.weight",),
-            "'' (Recurrent)",
-        ),
-        (
-            "tied autoencoder",
-            zoo.TiedAutoencoder(4, 3, _leaky),
-            to_itself,
-            ("up.weight",),
-            "'down' (Transposed)",
-        ),
-        (
-            "train-mode batch norm",
-            _mlp(_leaky(), blank(nn.BatchNorm1d, 5)),
-            vectors,
-            first[:1],
-            "'norm' (BatchNorm1d)",
-        ),
-        (
-            "layer norm",
-            _mlp(_leaky(), blank(nn.LayerNorm, 5)),
-            vectors,
-            first,
-            "'norm' (LayerNorm)",
-        ),
-        (
-            "attention",
-            zoo.Attention(2, 2, 3, _leaky, norm=False),
-            rows,
-            attending,
-            "'' (Attention)",
-        ),
-    ]
-    return [
-        Counterexample(name, _drawn(name, model, data, context), bent, f"module {module}")
-        for name, model, data, bent, module in table
-    ]
-
-
-def _drawn(name: str, model: nn.Module, data: zoo.Data, context: Context) -> Case:
-    model = model.double()
-    zoo.initialise(model, data.inputs, context.generator(name))
-    in_train_mode = name.startswith("train-mode")
-    loss = F.mse_loss if data.targets.is_floating_point() else F.cross_entropy
-    problem = Problem(
-        model.train(in_train_mode),
-        loss,
-        [tuple(data)],
-        Partition.by_tensor(model),
-        allow_train_mode=in_train_mode,
-    )
-    return Case(name, "untrained", problem)
-
-
+# --- G3: where the identity ends ------------------------------------------------------------------
 @lru_cache
 def _of_kinks() -> Check:
     x, w = sympy.symbols("x w", real=True)
@@ -416,7 +247,8 @@ def _of_kinks() -> Check:
     "E|relu(x − w)| has 0 almost everywhere against a true 1.",
     formula=r"\frac{\partial^2f}{\partial\theta_i^2}\neq0\;\Rightarrow\;\operatorname{tr}H_{ll}\neq"
     r"\operatorname{tr}G_{ll};\qquad\frac{d^2}{dw^2}\,\mathbb E\,|\mathrm{relu}(x-w)|=p(w)",
-    reason="one counterexample each, found on the graph of the outputs and confirmed on the dense matrices",
+    reason="one counterexample each, found on the graph of the outputs and confirmed on the "
+    "dense matrices",
     rests_on=["G1", "G2"],
     subject=exact_traces,
     mutants=[
@@ -427,9 +259,10 @@ def _of_kinks() -> Check:
         wrong.traces_blaming_the_first_module,
     ],
 )
-def where_the_identity_ends(traces: Any, context: Context) -> Iterator[Check]:
+def where_the_identity_ends(traces: TracesOf, context: Context) -> Iterator[Check]:
+    """Counterexamples that must be refused, and networks that must be accepted."""
     yield _of_kinks()
-    for example in _counterexamples(context):
+    for example in counterexamples(context):
         yield from _bends_only(example)
         refusal = _refusal(traces, example.case.problem)
         yield holds(
@@ -443,13 +276,12 @@ def where_the_identity_ends(traces: Any, context: Context) -> Iterator[Check]:
 
 
 def _bends_only(example: Counterexample) -> Iterator[Check]:
-    case, spans = example.case, example.case.problem.offsets
-    H, G, magnitude, terms = (
-        case.H.diagonal(),
-        dense_ggn(case).diagonal(),
-        2 * slopes(case),
-        roundings(case, 1),
-    )
+    case = example.case
+    spans = example.case.problem.offsets
+    H = case.H.diagonal()
+    G = dense_ggn(case).diagonal()
+    magnitude = 2 * slopes(case)
+    terms = roundings(case, 1)
     bent = {name: slice(*spans[name]) for name in example.bent}
     bends = all(
         bool(((H - G).abs() > terms * EPS * magnitude)[span].any()) for span in bent.values()
@@ -466,7 +298,7 @@ def _bends_only(example: Counterexample) -> Iterator[Check]:
     yield exact(name, G[rest], H[rest], magnitude=magnitude[rest], terms=terms)
 
 
-def _refusal(traces: Any, problem: Problem) -> str:
+def _refusal(traces: TracesOf, problem: Problem) -> str:
     try:
         traces(problem)
     except NotPiecewiseLinear as error:
@@ -474,51 +306,7 @@ def _refusal(traces: Any, problem: Problem) -> str:
     return ""
 
 
-# --- G4: traces from the outputs ------------------------------------------------------------------------------------
-class CountedPasses(nn.Module):
-    """A network that counts the backward passes through it, one for every column.
-
-    Columns that come all at once are refused, after which the library passes them one by one.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model, self.count = model, 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        outputs = self.model(x)
-        if outputs.requires_grad:
-            outputs.register_hook(self._counted)
-        return outputs
-
-    def _counted(self, slope: Tensor) -> None:
-        float(slope.sum())  # RuntimeError for several columns at once
-        self.count += 1
-
-
-def passes(problem: Problem, act: Callable[[Problem], Any]) -> int:
-    """Backward passes of an action, through all batches together."""
-    counting = CountedPasses(problem.model)
-    act(Problem(counting, problem.loss_fn, problem.batches))
-    return counting.count
-
-
-@lru_cache(maxsize=16)
-def with_other_losses(case: Case) -> dict[str, Case]:
-    """The network of a classifier under three losses."""
-    hot = [(x, F.one_hot(y, 3).double()) for x, y in case.problem.batches]
-    squares, binary = (Problem(case.problem.model, loss, hot) for loss in (F.mse_loss, _binary))
-    named = {"cross-entropy": case.problem, "squares": squares, "binary": binary}
-    return {
-        name: Case(case.network, f"{case.stage}, {name}", problem)
-        for name, problem in named.items()
-    }
-
-
-def _binary(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(outputs, targets)
-
-
+# --- G4: traces from the outputs ------------------------------------------------------------------
 @lru_cache
 def _softmax_root() -> list[Check]:
     """S = diag(√p) − p√pᵀ for three classes, with √p the entries of a unit vector."""
@@ -556,13 +344,19 @@ def _softmax_root() -> list[Check]:
         wrong.traces_unweighted,
         wrong.traces_just_outside_rounding,
     ],
+    seconds=4,
 )
-def traces_from_the_outputs(traces: Any, context: Context) -> Iterator[Check]:
+def traces_from_the_outputs(traces: TracesOf, context: Context) -> Iterator[Check]:
+    """The root of the softmax, backward passes counted, and traces of the dense matrix."""
     yield from _softmax_root()
-    of_losses, of_ggn = with_other_losses(context.case("tiny_relu")), partial(traces, matrix=ggn)
+    of_losses = with_other_losses(context.case("tiny_relu"))
+    of_ggn = partial(traces, matrix=ggn)
     for loss, case in of_losses.items():
         columns = 2 if loss == "cross-entropy" else 3
-        name = f"{case}: one backward pass for each of {columns} columns and 2 batches, after the trial of the rules"
+        name = (
+            f"{case}: one backward pass for each of {columns} columns and 2 batches, after "
+            "the trial of the rules"
+        )
         yield exact(
             name, passes(case.problem, of_ggn), passes(case.problem, rules_that_hold) + 2 * columns
         )
@@ -570,7 +364,10 @@ def traces_from_the_outputs(traces: Any, context: Context) -> Iterator[Check]:
         yield exact(
             f"{case}: tr G_ll of the dense matrix",
             of_ggn(case.problem).value,
-            [float(cut(dense_ggn(case), case, l, l).trace()) for l in case.problem.index],
+            [
+                float(cut(dense_ggn(case), case.problem.index, l, l).trace())
+                for l in case.problem.index
+            ],
             magnitude=[
                 2 * float(slopes(case)[index].sum()) for index in case.problem.index.values()
             ],

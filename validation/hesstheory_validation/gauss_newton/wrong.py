@@ -39,7 +39,8 @@ def output_jacobian(problem: Problem, outputs: Tensor) -> Tensor:
 
 
 def _of_outputs(problem: Problem, root: Callable[[Tensor, Tensor, Batch], Tensor]) -> Tensor:
-    """Σ_n J_nᵀ W_n W_nᵀ J_n for a root W that is made from the right one, the outputs and the batch."""
+    """Σ_n J_nᵀ W_n W_nᵀ J_n for a root W that is made from the right one, the outputs and the
+    batch."""
     total = torch.zeros(problem.num_params, problem.num_params, dtype=torch.float64)
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         outputs = problem.outputs(batch)
@@ -102,7 +103,8 @@ def _of_columns(
     squares: Callable[[Linearised, Tensor], Mapping[str, Tensor]],
 ) -> Estimate:
     """Sums the squares that every column of a root gives, by block."""
-    of_tensor, trusted = dict.fromkeys(problem.params, 0.0), rules_that_hold(problem)
+    of_tensor = dict.fromkeys(problem.params, 0.0)
+    trusted = rules_that_hold(problem)
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         line = linearised(problem, batch, trusted)
         for column in root(loss_root(problem, line.outputs, batch)).unbind(2):
@@ -118,7 +120,8 @@ def traces_at_labels(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
 
 
 def traces_of_independent_outputs(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
-    """Takes the standard deviation of every output for a column, as if outputs did not depend on one another."""
+    """Takes the standard deviation of every output for a column, as if outputs did not depend on
+    one another."""
     return _of_columns(
         problem, lambda S: S.square().sum(2).sqrt().diag_embed(), Linearised.squared_norms
     )
@@ -178,9 +181,7 @@ def traces_asking_for_activations(problem: Problem, matrix: MatrixOf = hessian) 
 
 def traces_tolerating_a_thousandth(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
     """Calls traces equal that differ by less than one part in 10³."""
-    H, G = (
-        _of_diagonal(problem, each(problem).to_dense().diagonal()) for each in (hessian, ggn)
-    )
+    H, G = (_of_diagonal(problem, each(problem).to_dense().diagonal()) for each in (hessian, ggn))
     differs = ((H - G).abs() > 1e-3 * H.abs()).any()
     return exact_traces(problem, matrix=matrix if differs else ggn)
 

@@ -1,172 +1,54 @@
-"""Claims G5 to G8: probes in the space of the outputs, dual Gram matrices, and probes on what the outputs leave."""
+"""Claims G5 to G7: probes in the space of the outputs, and dual Gram matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 import sympy
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from hesstheory import theory, zoo
+from hesstheory import theory
 from hesstheory.claims.context import Case, Context
 from hesstheory.claims.registry import claim
 from hesstheory.estimators.enumerations import (
     all_signs,
-    hadamard_columns,
-    strength_four_signs,
     three_point_grid,
 )
-from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
+from hesstheory.estimators.from_outputs import LogitProbeTrace
 from hesstheory.estimators.probes import Gaussian
-from hesstheory.evidence.checks import Check, empirical, holds
+from hesstheory.evidence.checks import Check, holds
 from hesstheory.evidence.exact import exact
 from hesstheory.evidence.symbolic import symbolic
-from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import rules_that_hold
-from hesstheory.run.streams import stream
-from hesstheory_validation.gauss_newton.claims import (
-    EPS,
-    cut,
-    dense_ggn,
-    passes,
-    piecewise_linear,
-    slope_squares,
-    with_other_losses,
-)
-from hesstheory_validation.gauss_newton.wrong import output_jacobian
+from hesstheory_validation.forms import cut
+from hesstheory_validation.gauss_newton.networks import dense_ggn, piecewise_linear
+from hesstheory_validation.gauss_newton.passes import passes, with_other_losses
+from hesstheory_validation.magnitudes import EPS, roundings, variance_magnitude
 from hesstheory_validation.outputs import wrong
-from hesstheory_validation.unbiasedness.claims import absolute_rows, block_traces, roundings
+from hesstheory_validation.outputs.dual import (
+    all_probes,
+    classifiers,
+    dual_of,
+    few,
+    form_sizes,
+    signs_of_all_samples,
+)
+from hesstheory_validation.outputs.gains import gains, how_large
+from hesstheory_validation.subjects import EstimatorClass, Formula
 
 
-# --- the dual side: roots, Gram matrices, probes --------------------------------------------------------------------
-@dataclass(frozen=True)
-class Dual:
-    """A root of G = BᵀB from the outputs: rows S_nᵀJ_n/√N of B, samples × columns × params.
-
-    `squares` holds ‖S_n‖² Σ_d J_ndi²/N, samples × params: what the squares of an entry of B are made of.
-    """
-
-    rows: Tensor
-    squares: Tensor
-    batch_sizes: tuple[int, ...]
-
-    def batch_grams(self, index: Tensor) -> list[Tensor]:
-        """M_b = B_lB_lᵀ of the rows of every batch."""
-        parts = (
-            part[:, :, index].flatten(0, 1) for part in torch.split(self.rows, self.batch_sizes)
-        )
-        return [B @ B.mT for B in parts]
-
-    def gram(self, index: Tensor) -> Tensor:
-        """M_l = B_lB_lᵀ."""
-        B = self.rows[:, :, index].flatten(0, 1)
-        return B @ B.mT
-
-    def sample_grams(self, index: Tensor) -> list[Tensor]:
-        """M_n = S_nᵀJ_nl J_nlᵀS_n with the root of the sample's own loss."""
-        B = self.rows[:, :, index]
-        return list(len(B) * B @ B.mT)
-
-
-@lru_cache(maxsize=64)
-def _dual(case: Case) -> Dual:
-    problem, rows, squares = case.problem, list[Tensor](), list[Tensor]()
-    for weight, batch in zip(problem.weights, problem.batches, strict=True):
-        outputs = problem.outputs(batch)
-        S, J = weight**0.5 * loss_root(problem, outputs, batch), output_jacobian(problem, outputs)
-        rows.append(S.mT @ J)
-        squares.append(S.square().sum((1, 2))[:, None] * J.square().sum(1))
-    columns = max(part.shape[1] for part in rows)  # a batch may have no use for one
-    padded = [F.pad(part, (0, 0, 0, columns - part.shape[1])) for part in rows]
-    return Dual(torch.cat(padded), torch.cat(squares), problem.batch_sizes)
-
-
-@dataclass
-class Dealt:
-    """Deals the columns of a design, samples × columns of S × probes, in order and to each sample its own rows."""
-
-    design: Tensor
-    start: int = 0
-    probe: int = 0
-
-    def kurtosis(self, num_params: int) -> float:
-        return float(self.design[0, 0].square().square().mean())
-
-    def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Tensor:
-        """The signs of the next probe of a batch; batches follow one another when all probes are dealt."""
-        dealt = self.design[self.start : self.start + num_probes, :num_params, self.probe]
-        self.probe = (self.probe + 1) % self.design.shape[2]
-        self.start += num_probes if self.probe == 0 else 0
-        return dealt.mT
-
-
-@lru_cache(maxsize=64)
-def _few(case: Case, sizes: tuple[int, ...]) -> Case:
-    """The network on some samples of its first batches: the least sure, since M_n is 0 for a sure one."""
-    chosen = []
-    for (x, y), n in zip(case.problem.batches, sizes, strict=False):
-        rows = case.problem.outputs((x, y)).softmax(1).amax(1).argsort()[:n]
-        chosen.append((x[rows], y[rows]))
-    return Case(
-        case.network,
-        f"{case.stage}, {'+'.join(map(str, sizes))} samples",
-        case.problem.with_batches(chosen),
-    )
-
-
-def _all_probes(estimator: Any, case: Case, design: Tensor, *, per_sample: bool) -> np.ndarray:
-    """The estimates of every probe of a design, samples·columns × probes; probes × blocks."""
-    count = design.shape[1]
-    dealt = Dealt(design.reshape(case.problem.num_samples, -1, count))
-    made = estimator(num_probes=count, per_sample=per_sample, probe=dealt)
-    return made(case.problem, stream(0, "nothing is drawn")).samples.to_numpy()
-
-
-def _all_signs(case: Case) -> Tensor:
-    return all_signs(_dual(case).rows[:, :, 0].numel())
-
-
-def _sizes(case: Case) -> np.ndarray:
-    """What q_l is made of when the probes are signs, ‖J_nᵀS_nε_n‖² ≤ C ‖J_n‖²‖S_n‖², by block."""
-    dual = _dual(case)
-    columns = dual.rows.shape[1]
-    return np.array(
-        [columns * float(dual.squares[:, index].sum()) for index in case.problem.index.values()]
-    )
-
-
-def _of_variance(q: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
-    """An error δ in every q moves mean (q − q̄)² by at most 4δ mean|q|; mean q² is its own rounding."""
-    return 4 * magnitude * np.abs(q).mean(0) + (q**2).mean(0)
-
-
-# Dense and convolutional layers, batch norm, and layer norm, which has no rule for the norms of single samples.
-_CLASSIFIERS = ("tiny_mlp", "tiny_relu", "cnn", "attention")
-
-
-def _classifiers(context: Context, sizes: tuple[int, ...]) -> list[Case]:
-    """Networks of two or three classes on few samples, whose signs can all be enumerated together."""
-    if context.profile == "smoke":
-        return [_few(context.case("tiny_relu"), sizes)]
-    classifiers = [name for name, network in zoo.SMALL.items() if network.loss is F.cross_entropy]
-    return [
-        _few(case, sizes)
-        for case in context.cases(classifiers if context.is_thorough else _CLASSIFIERS)
-    ]
-
-
-# --- G5 -------------------------------------------------------------------------------------------------------------
+# --- G5 -------------------------------------------------------------------------------------------
 @lru_cache
-def _symbolic_logit_probes() -> tuple[list[Any], Any, Any, Any]:
+def _symbolic_logit_probes() -> tuple[
+    list[theory.Matrix], theory.Scalar, theory.Scalar, theory.Scalar
+]:
     """Gram matrices of two samples in symbols, mean and variance of ½ Σ_n ε_nᵀM_nε_n, and κ."""
     kappa, skew = sympy.symbols("kappa mu_3", positive=True)
-    e, moments = sympy.symbols("e:4"), {1: 0, 2: 1, 3: skew, 4: kappa}
+    e = sympy.symbols("e:4")
+    moments = {1: 0, 2: 1, 3: skew, 4: kappa}
     grams = [theory.symmetric_symbols(2, name) for name in ("a", "b")]
     form = (
         sum(
@@ -187,7 +69,8 @@ def _symbolic_logit_probes() -> tuple[list[Any], Any, Any, Any]:
     "and, with the orthogonal columns that an eigendecomposition gives, in the last linear layer.",
     formula=r"\mathbb E\,\frac1N\sum_n\lVert J_{nl}^{\top}S_n\varepsilon_n\rVert^2=\operatorname{tr}G_{ll},\quad"
     r"\operatorname{Var}=\frac1{N^2}\sum_n2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n\rVert^2\bigr)",
-    reason="‖J_nlᵀS_nε_n‖² = ε_nᵀM_nε_n, and samples are independent; in the last layer M_n is a multiple of S_nᵀS_n",
+    reason="‖J_nlᵀS_nε_n‖² = ε_nᵀM_nε_n, and samples are independent; in the last layer M_n is a "
+    "multiple of S_nᵀS_n",
     rests_on=["T2", "G4"],
     subject=LogitProbeTrace,
     mutants=[
@@ -197,23 +80,31 @@ def _symbolic_logit_probes() -> tuple[list[Any], Any, Any, Any]:
         wrong.OtherNorms,
         wrong.LogitProbesJustOutsideRounding,
     ],
+    seconds=4,
 )
-def logit_probes(estimator: Any, context: Context) -> Iterator[Check]:
+def logit_probes(estimator: EstimatorClass, context: Context) -> Iterator[Check]:
+    """Mean and variance over all signs of all samples, and backward passes counted."""
     grams, mean, _, _ = _symbolic_logit_probes()
     yield symbolic(
         "two samples: the mean is tr(M_1 + M_2)/2", mean, (grams[0].trace() + grams[1].trace()) / 2
     )
-    for case in _classifiers(context, (2, 1)):
-        q = _all_probes(estimator, case, _all_signs(case), per_sample=True)
+    for case in classifiers(context, (2, 1)):
+        q = all_probes(estimator, case, signs_of_all_samples(case), per_sample=True)
         yield from _moments(
-            case, q, [_dual(case).sample_grams(i) for i in case.problem.index.values()]
+            case, q, [dual_of(case).sample_grams(i) for i in case.problem.index.values()]
         )
-        bound = {"magnitude": _of_variance(q, _sizes(case))[-1], "terms": roundings(case, len(q))}
+        bound = {
+            "magnitude": variance_magnitude(q, form_sizes(case))[-1],
+            "terms": roundings(case, len(q)),
+        }
         yield exact(f"{case}: no variance in the last layer", q.var(0)[-1], 0, **bound)
     case = with_other_losses(context.case("tiny_relu"))["cross-entropy"]
     made = estimator(num_probes=3, per_sample=True)
     count = passes(case.problem, lambda problem: made(problem, context.generator("passes")))
-    name = f"{case}: one backward pass for each of 3 probes and 2 batches, after the trial of the rules"
+    name = (
+        f"{case}: one backward pass for each of 3 probes and 2 batches, after the trial of "
+        "the rules"
+    )
     yield exact(name, count, passes(case.problem, rules_that_hold) + 6)
 
 
@@ -222,10 +113,13 @@ def _moments(
 ) -> Iterator[Check]:
     """Mean and variance over all signs of all samples together."""
     variance = theory.summed_logit_probe_variance if summed else theory.logit_probe_variance
-    magnitude, terms = _sizes(case), roundings(case, len(q))
+    magnitude = form_sizes(case)
+    terms = roundings(case, len(q))
     if summed:
         magnitude = magnitude * case.problem.num_samples  # ‖Σ_n v_n‖² ≤ N Σ_n ‖v_n‖²
-    traces = [float(cut(dense_ggn(case), case, l, l).trace()) for l in case.problem.index]
+    traces = [
+        float(cut(dense_ggn(case), case.problem.index, l, l).trace()) for l in case.problem.index
+    ]
     yield exact(
         f"{case}: mean over all signs of all samples",
         q.mean(0),
@@ -237,7 +131,7 @@ def _moments(
         f"{case}: variance over all signs of all samples",
         q.var(0),
         [float(variance(M, 1.0)) for M in grams],
-        magnitude=_of_variance(q, magnitude),
+        magnitude=variance_magnitude(q, magnitude),
         terms=terms,
     )
 
@@ -249,7 +143,8 @@ def _moments(
     "of magnitude.",
     formula=r"\operatorname{Var}=\frac1{N^2}\sum_n\Bigl[2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n"
     r"\rVert^2\bigr)+(\kappa-1)\lVert\operatorname{diag}M_n\rVert^2\Bigr]",
-    reason="T2 for every sample, whose variances add up: N samples average out, cross blocks never enter",
+    reason="T2 for every sample, whose variances add up: N samples average out, cross blocks "
+    "never enter",
     rests_on=["T2", "G1", "G5"],
     subject=theory.logit_probe_variance,
     mutants=[
@@ -259,14 +154,16 @@ def _moments(
         wrong.logit_variance_of_shared_probes,
         wrong.logit_variance_just_outside_rounding,
     ],
+    seconds=6,
 )
-def variance_of_logit_probes(formula: Any, context: Context) -> Iterator[Check]:
+def variance_of_logit_probes(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, all three-point vectors, and all signs of every sample by itself."""
     grams, _, variance, kappa = _symbolic_logit_probes()
     yield symbolic("two samples, any κ and third moment", variance, formula(grams, kappa))
     a = sympy.Symbol("a")
     yield symbolic("signs and two classes: no variance", formula([sympy.Matrix([[a]])], 1), 0)
     for kurtosis in (3.0,) if context.profile == "smoke" else (3.0, 9 / 5):
-        yield _any_kurtosis(formula, _few(context.case("tiny_relu"), (1, 1)), kurtosis)
+        yield _any_kurtosis(formula, few(context.case("tiny_relu"), (1, 1)), kurtosis)
     if context.profile == "smoke":
         return  # 33 samples one by one would cost as much as the rest of these claims
     rows = []
@@ -274,24 +171,25 @@ def variance_of_logit_probes(formula: Any, context: Context) -> Iterator[Check]:
         if case.problem.num_params <= 127:
             measured, magnitude = _sample_by_sample(case)
             predicted = [
-                float(formula(_dual(case).sample_grams(i), 1.0))
+                float(formula(dual_of(case).sample_grams(i), 1.0))
                 for i in case.problem.index.values()
             ]
             name = f"{case}: all signs of every sample by itself"
             yield exact(name, measured, predicted, magnitude=magnitude, terms=roundings(case, 4))
-            rows += _gains(case, np.array(predicted), measured, "logit")
-    yield _how_large("variance of a full-vector probe over that of a logit probe", rows).showing(
+            rows += gains(case, np.array(predicted), measured, "logit")
+    yield how_large("variance of a full-vector probe over that of a logit probe", rows).showing(
         "gain", rows
     )
 
 
 def _weighted_variance(
-    estimator: Any, case: Case, kurtosis: float, *, per_sample: bool
+    estimator: EstimatorClass, case: Case, kurtosis: float, *, per_sample: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Variance over all three-point vectors of a fourth moment, and the magnitude of its roundings."""
-    Z, weights = three_point_grid(_dual(case).rows[:, :, 0].numel(), kurtosis)
-    q, p = _all_probes(estimator, case, Z, per_sample=per_sample), weights.numpy()
-    magnitude = kurtosis * case.problem.num_samples * _sizes(case)
+    Z, weights = three_point_grid(dual_of(case).rows[:, :, 0].numel(), kurtosis)
+    q = all_probes(estimator, case, Z, per_sample=per_sample)
+    p = weights.numpy()
+    magnitude = kurtosis * case.problem.num_samples * form_sizes(case)
     return p @ (q - p @ q) ** 2, 4 * magnitude * (p @ np.abs(q)) + p @ q**2
 
 
@@ -300,10 +198,10 @@ _of_logit_probes = lru_cache(maxsize=4)(
 )
 
 
-def _any_kurtosis(formula: Any, case: Case, kurtosis: float) -> Check:
+def _any_kurtosis(formula: Formula, case: Case, kurtosis: float) -> Check:
     measured, magnitude = _of_logit_probes(case, kurtosis)
     predicted = [
-        float(formula(_dual(case).sample_grams(i), kurtosis)) for i in case.problem.index.values()
+        float(formula(dual_of(case).sample_grams(i), kurtosis)) for i in case.problem.index.values()
     ]
     name = f"{case}: all three-point vectors of κ = {kurtosis:g}"
     return exact(name, measured, predicted, magnitude=magnitude, terms=roundings(case, 81))
@@ -311,60 +209,25 @@ def _any_kurtosis(formula: Any, case: Case, kurtosis: float) -> Check:
 
 @lru_cache(maxsize=32)
 def _sample_by_sample(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """Variance over all signs of one sample, 0 for the others, added up as for independent samples; its roundings."""
-    dual, N = _dual(case), case.problem.num_samples
+    """Variance over all signs of one sample, 0 for the others, added up as for independent samples;
+    its roundings."""
+    dual = dual_of(case)
+    N = case.problem.num_samples
     signs = all_signs(dual.rows.shape[1])
     design = torch.einsum("nm,ck->ncmk", torch.eye(N, dtype=signs.dtype), signs).reshape(
         N * len(signs), -1
     )
-    q = _all_probes(LogitProbeTrace, case, design, per_sample=True).reshape(N, signs.shape[1], -1)
+    q = all_probes(LogitProbeTrace, case, design, per_sample=True).reshape(N, signs.shape[1], -1)
     squares = [len(signs) * dual.squares[:, i].sum(1).numpy() for i in case.problem.index.values()]
-    magnitude = [_of_variance(q[n], np.array([square[n] for square in squares])) for n in range(N)]
+    magnitude = [
+        variance_magnitude(q[n], np.array([square[n] for square in squares])) for n in range(N)
+    ]
     return q.var(1).sum(0), sum(magnitude)
 
 
-def _gains(
-    case: Case, predicted: np.ndarray, measured: np.ndarray, probe: str
-) -> list[dict[str, Any]]:
-    """Variance T2 of one full-vector probe on H over that of another estimator, by block; ∞ where the latter has none.
-
-    T2 decides that its formula is what enumeration gives.
-    """
-    blocks = case.problem.index
-    whole = np.array(
-        [float(theory.probe_variance(case.block(l, l), case.cross_blocks(l), 1.0)) for l in blocks]
-    )
-    ratios = [
-        np.divide(whole, variance, out=np.full(len(whole), np.inf), where=variance > 1e-15 * whole)
-        for variance in (predicted, measured)
-    ]
-    return [
-        {
-            "network": case.network,
-            "stage": case.stage,
-            "block": l,
-            "probe": probe,
-            "predicted": p,
-            "measured": m,
-        }
-        for l, p, m in zip(case.problem.index, *ratios, strict=True)
-    ]
-
-
-def _how_large(name: str, rows: list[dict[str, Any]]) -> Check:
-    parts = []
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        gains = np.array([row["measured"] for row in rows if row["stage"] == stage])
-        low, middle, high = np.quantile(gains, [0, 0.5, 1], method="nearest")
-        parts.append(
-            f"{stage}: {low:.2g} to {high:.2g}, median {middle:.2g}, over {len(gains)} layers"
-        )
-    return empirical(name, "; ".join(parts))
-
-
-# --- G6 -------------------------------------------------------------------------------------------------------------
+# --- G6 -------------------------------------------------------------------------------------------
 @lru_cache
-def _symbolic_dual() -> tuple[Any, Any]:
+def _symbolic_dual() -> tuple[theory.Matrix, theory.Matrix]:
     """B_l, B_m in symbols: two output directions, layers of two and of one parameter."""
     return tuple(
         sympy.Matrix(2, n, lambda i, j, name=name: sympy.Symbol(f"{name}_{i}_{j}", real=True))
@@ -379,7 +242,7 @@ def _pairs(case: Case) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=64)
 def _grams(case: Case) -> dict[str, Tensor]:
-    return {l: _dual(case).gram(index) for l, index in case.problem.index.items()}
+    return {l: dual_of(case).gram(index) for l, index in case.problem.index.items()}
 
 
 @claim(
@@ -397,7 +260,8 @@ def _grams(case: Case) -> dict[str, Tensor]:
         wrong.ggn_norm_just_outside_rounding,
     ],
 )
-def block_norms_from_gram_matrices(formula: Any, context: Context) -> Iterator[Check]:
+def block_norms_from_gram_matrices(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, and the norms of all blocks of every network."""
     B, C = _symbolic_dual()
     yield symbolic(
         "two output directions, layers of two parameters and of one",
@@ -407,11 +271,15 @@ def block_norms_from_gram_matrices(formula: Any, context: Context) -> Iterator[C
     for case in context.cases():
         grams = _grams(case)
         sizes = {
-            l: float(_dual(case).squares[:, index].sum()) for l, index in case.problem.index.items()
+            l: float(dual_of(case).squares[:, index].sum())
+            for l, index in case.problem.index.items()
         }
         yield exact(
             f"{case}: norms of all blocks of the dense matrix",
-            [float(theory.squared_norm(cut(dense_ggn(case), case, l, m))) for l, m in _pairs(case)],
+            [
+                float(theory.squared_norm(cut(dense_ggn(case), case.problem.index, l, m)))
+                for l, m in _pairs(case)
+            ],
             [float(formula(grams[l], grams[m])) for l, m in _pairs(case)],
             magnitude=[4 * sizes[l] * sizes[m] for l, m in _pairs(case)],
             terms=roundings(case, 1),
@@ -420,10 +288,12 @@ def block_norms_from_gram_matrices(formula: Any, context: Context) -> Iterator[C
 
 @claim(
     "G6.a",
-    "The squared coupling of G is the cosine between layer Gram matrices: it lies in [0, 1], both ends attained.",
+    "The squared coupling of G is the cosine between layer Gram matrices: it lies in [0, 1], "
+    "both ends attained.",
     formula=r"C_{lm}^2=\frac{\lVert G_{lm}\rVert^2}{\lVert G_{ll}\rVert\,\lVert G_{mm}\rVert}"
     r"=\frac{\langle M_l,M_m\rangle}{\lVert M_l\rVert\,\lVert M_m\rVert}\in[0,1]",
-    reason="G6, the Cauchy-Schwarz inequality, and ⟨M_l, M_m⟩ ≥ 0 for positive semi-definite matrices",
+    reason="G6, the Cauchy-Schwarz inequality, and ⟨M_l, M_m⟩ ≥ 0 for positive semi-definite "
+    "matrices",
     rests_on=["G6"],
     subject=theory.ggn_coupling,
     mutants=[
@@ -433,7 +303,8 @@ def block_norms_from_gram_matrices(formula: Any, context: Context) -> Iterator[C
         wrong.coupling_just_outside_rounding,
     ],
 )
-def coupling_is_a_cosine(formula: Any, context: Context) -> Iterator[Check]:
+def coupling_is_a_cosine(formula: Formula, context: Context) -> Iterator[Check]:
+    """Both ends of the interval, and the couplings of every network."""
     apart = [torch.diag(torch.tensor(d, dtype=torch.float64)) for d in ([1, 2, 0, 0], [0, 0, 3, 1])]
     ends = [float(formula(*apart)), float(formula(apart[0], 2 * apart[0]))]
     yield exact(
@@ -446,10 +317,13 @@ def coupling_is_a_cosine(formula: Any, context: Context) -> Iterator[Check]:
     for case in context.cases():
         grams = {l: M for l, M in _grams(case).items() if float(M.norm()) > 0}
         pairs = [(l, m) for l, m in _pairs(case) if l in grams and m in grams]
-        norms = {(l, m): float(cut(dense_ggn(case), case, l, m).norm()) for l, m in pairs}
+        norms = {
+            (l, m): float(cut(dense_ggn(case), case.problem.index, l, m).norm()) for l, m in pairs
+        }
         found = np.array([float(formula(grams[l], grams[m])) for l, m in pairs])
         sizes = {
-            l: float(_dual(case).squares[:, index].sum()) for l, index in case.problem.index.items()
+            l: float(dual_of(case).squares[:, index].sum())
+            for l, index in case.problem.index.items()
         }
         whole = [norms[l, l] * norms[m, m] for l, m in pairs]
         lost = {
@@ -471,7 +345,7 @@ def coupling_is_a_cosine(formula: Any, context: Context) -> Iterator[Check]:
         yield holds(f"{case}: all in [0, 1]", inside, f"{found.min():.3g} to {found.max():.6g}")
 
 
-# --- G7 -------------------------------------------------------------------------------------------------------------
+# --- G7 -------------------------------------------------------------------------------------------
 @claim(
     "G7",
     "Logit probes added up over a batch, ‖Σ_n J_nlᵀu_n‖²/N from one ordinary backward pass, are unbiased for tr G_ll "
@@ -491,20 +365,23 @@ def coupling_is_a_cosine(formula: Any, context: Context) -> Iterator[Check]:
         wrong.AccumulatedOverBatches,
         wrong.LogitProbesJustOutsideRounding,
     ],
+    seconds=2,
 )
-def batch_summed_logit_probes(estimator: Any, context: Context) -> Iterator[Check]:
+def batch_summed_logit_probes(estimator: EstimatorClass, context: Context) -> Iterator[Check]:
+    """Symbols, all signs of all samples, and normal probes by their moments."""
     yield from _summed_in_symbols()
-    ragged, whole = _classifiers(context, (2, 1)), _classifiers(context, (2,))
+    ragged = classifiers(context, (2, 1))
+    whole = classifiers(context, (2,))
     for case in [*ragged, *whole]:
-        dual = _dual(case)
-        q = _all_probes(estimator, case, _all_signs(case), per_sample=False)
+        dual = dual_of(case)
+        q = all_probes(estimator, case, signs_of_all_samples(case), per_sample=False)
         yield holds(
             f"{case}: never negative", bool((q >= 0).all()), f"smallest of {q.size}: {q.min():.3g}"
         )
         yield from _moments(
             case, q, [dual.batch_grams(i) for i in case.problem.index.values()], summed=True
         )
-    case = _few(context.case("tiny_relu"), (2,))
+    case = few(context.case("tiny_relu"), (2,))
     yield from _normal_probes(estimator, case)
     case = with_other_losses(context.case("tiny_relu"))["cross-entropy"]
     made = estimator(num_probes=3, per_sample=False)
@@ -515,8 +392,10 @@ def batch_summed_logit_probes(estimator: Any, context: Context) -> Iterator[Chec
 @lru_cache
 def _summed_in_symbols() -> list[Check]:
     B, _ = _symbolic_dual()
-    M, kappa = theory.symmetric_symbols(3), sympy.Symbol("kappa", positive=True)
-    e, moments = sympy.symbols("e:3"), {1: 0, 2: 1, 3: 0, 4: kappa}
+    M = theory.symmetric_symbols(3)
+    kappa = sympy.Symbol("kappa", positive=True)
+    e = sympy.symbols("e:3")
+    moments = {1: 0, 2: 1, 3: 0, 4: kappa}
     form = sum(e[i] * M[i, j] * e[j] for i, j in np.ndindex(3, 3))
     variance = theory.expectation(form**2, e, moments) - sympy.expand(
         theory.expectation(form, e, moments) ** 2
@@ -536,124 +415,11 @@ def _summed_in_symbols() -> list[Check]:
     ]
 
 
-def _normal_probes(estimator: Any, case: Case) -> Iterator[Check]:
+def _normal_probes(estimator: EstimatorClass, case: Case) -> Iterator[Check]:
     """All three-point vectors of κ = 3, whose moments are normal up to the fifth."""
     kurtosis = Gaussian().kurtosis(1)
     measured, magnitude = _weighted_variance(estimator, case, kurtosis, per_sample=False)
-    blocks = [cut(dense_ggn(case), case, l, l) for l in case.problem.index]
+    blocks = [cut(dense_ggn(case), case.problem.index, l, l) for l in case.problem.index]
     separated = [float(theory.probe_variance(G_ll, (), kurtosis)) for G_ll in blocks]
     name = f"{case}: one batch, normal probes, the variance 2‖G_ll‖² of separated probes"
     yield exact(name, measured, separated, magnitude=magnitude, terms=roundings(case, 81))
-
-
-# --- G8 -------------------------------------------------------------------------------------------------------------
-@claim(
-    "G8",
-    "tr G_ll exactly and parameter probes on R = H − G alone are unbiased for tr H_ll of any network, with the "
-    "variance T2 with R for H, for one product a probe as before. The gain is large on most trained networks and "
-    "small on untrained ones; on single layers it may be a loss.",
-    formula=r"\hat t_l=\operatorname{tr}G_{ll}+z_l^{\top}(Rz)_l,\quad\operatorname{Var}=2\lVert R_{ll}\rVert^2"
-    r"+(\kappa-3)\sum_{i\in l}R_{ii}^2+\sum_{m\neq l}\lVert R_{lm}\rVert^2",
-    reason="T1 and T2 for R, of which G is no part; R vanishes with the slopes of the loss in the outputs, so that "
-    "little is gained where training leaves them large (a bottleneck autoencoder) or ∂²f is (layer norm, attention)",
-    rests_on=["T1", "T2", "G4"],
-    subject=ControlVariateTrace,
-    mutants=[
-        wrong.ControlOnTheHessian,
-        wrong.NoControl,
-        wrong.ResidualForgotten,
-        wrong.ControlBySeparatedProbes,
-        wrong.ControlJustOutsideRounding,
-    ],
-)
-def probes_on_the_residual(estimator: Any, context: Context) -> Iterator[Check]:
-    yield from _control_in_symbols()
-    rows: list[dict[str, Any]] = []
-    for case in context.cases():
-        yield from _mean_and_samples(estimator, case)
-        measured, check = _residual_variance(estimator, case)
-        yield check
-        if not zoo.network(case.network).piecewise_linear:
-            rows += _gains(case, _residual_prediction(case), measured, "residual")
-    yield _how_large("variance of probes on H over that of probes on R", rows).showing("gain", rows)
-
-
-@lru_cache
-def _control_in_symbols() -> list[Check]:
-    R, z, g = theory.symmetric_symbols(3, "r"), sympy.symbols("z:3"), sympy.Symbol("g")
-    kappa, skew = sympy.symbols("kappa mu_3", positive=True)
-    moments = {1: 0, 2: 1, 3: skew, 4: kappa}
-    sample = g + sum(z[i] * R[i, j] * z[j] for i, j in np.ndindex(2, 3))
-    mean = theory.expectation(sample, z, moments)
-    variance = theory.expectation(sample**2, z, moments) - sympy.expand(mean**2)
-    return [
-        symbolic("E = tr G_ll + tr R_ll", mean, g + R[0, 0] + R[1, 1]),
-        symbolic(
-            "Var is T2 with R for H", variance, theory.probe_variance(R[:2, :2], [R[:2, 2:]], kappa)
-        ),
-    ]
-
-
-@lru_cache(maxsize=64)
-def _R(case: Case) -> Tensor:
-    """H − G from the two dense matrices, a second route to the products with R."""
-    R = case.H - dense_ggn(case)
-    return (R + R.mT) / 2  # where all of R is rounding it is not symmetric
-
-
-@lru_cache(maxsize=64)
-def _of_forms(case: Case) -> np.ndarray:
-    """What a sample is made of when the probes are signs: rows of H, and what cancels inside, as in T6."""
-    t, index = slope_squares(case), case.problem.index.values()
-    outer = float((case.problem.num_params * t.sum()).sqrt())
-    inner = np.array([float((len(i) * t[i].sum()).sqrt()) for i in index])
-    return absolute_rows(case).numpy() + 4 * inner * outer
-
-
-def _residual_forms(case: Case, Z: Tensor) -> np.ndarray:
-    """tr G_ll + z_lᵀ(Rz)_l from the dense matrices, probes × blocks."""
-    products, G = Z * (_R(case) @ Z), dense_ggn(case).diagonal()
-    return torch.stack(
-        [products[i].sum(0) + G[i].sum() for i in case.problem.index.values()], dim=1
-    ).numpy()
-
-
-def _mean_and_samples(estimator: Any, case: Case) -> Iterator[Check]:
-    Z = hadamard_columns(case.problem.num_params)
-    estimate = estimator()(case.problem, probes=Z)
-    scale = {"magnitude": _of_forms(case), "terms": roundings(case, Z.shape[1])}
-    name = f"{case}: tr G_ll + z_lᵀ(Rz)_l for every Hadamard column"
-    yield exact(name, estimate.samples, _residual_forms(case, Z), **scale)
-    yield exact(f"{case}: one product a probe", estimate.num_matvecs, Z.shape[1])
-    name = f"{case}: mean over all {Z.shape[1]} Hadamard columns is tr H_ll"
-    yield exact(name, estimate.value, block_traces(case), **scale)
-
-
-def _residual_prediction(case: Case) -> np.ndarray:
-    R, blocks = _R(case), case.problem.index
-    others = {l: [cut(R, case, l, m) for m in blocks if m != l] for l in blocks}
-    return np.array(
-        [float(theory.probe_variance(cut(R, case, l, l), others[l], 1.0)) for l in blocks]
-    )
-
-
-def _residual_variance(estimator: Any, case: Case) -> tuple[np.ndarray, Check]:
-    """Over a strength-four array: by the estimator on small networks, else by the forms that its samples are."""
-    Z = _design(case.problem.num_params)
-    is_small = case.problem.num_params <= 31
-    q = (
-        estimator()(case.problem, probes=Z).samples.to_numpy()
-        if is_small
-        else _residual_forms(case, Z)
-    )
-    measured = q.var(0)
-    name = f"{case}: T2 with R for H, all signs of a strength-four array"
-    magnitude, terms = _of_variance(q, _of_forms(case)), roundings(case, len(q))
-    return measured, exact(
-        name, measured, _residual_prediction(case), magnitude=magnitude, terms=terms
-    )
-
-
-@lru_cache(maxsize=2)
-def _design(num_params: int) -> Tensor:
-    return strength_four_signs(num_params)

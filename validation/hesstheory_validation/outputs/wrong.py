@@ -1,24 +1,22 @@
-"""Wrong logit probes, Gram matrices and control variates."""
+"""Wrong logit probes and Gram matrices."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hesstheory import theory
-from hesstheory.curvature.matrix import ggn, residual
 from hesstheory.estimators.from_outputs import LogitProbeTrace
 from hesstheory.estimators.probes import Probe, Rademacher
-from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import Linearised, linearised, rules_that_hold
-from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
+from hesstheory.theory.matrices import Matrix, Scalar
 
 if TYPE_CHECKING:
     pass
@@ -35,10 +33,8 @@ class WrongLogitProbes:
     def __call__(self, problem: Problem, generator: torch.Generator) -> Estimate:
         import pandas as pd
 
-        names, trusted = (
-            list(problem.params),
-            rules_that_hold(problem) if self.per_sample else frozenset[str](),
-        )
+        names = list(problem.params)
+        trusted = rules_that_hold(problem) if self.per_sample else frozenset[str]()
         of_tensor = torch.zeros(self.num_probes, len(names), dtype=torch.float64)
         for weight, batch in zip(self.weights(problem), problem.batches, strict=True):
             line = linearised(problem, batch, trusted)
@@ -107,7 +103,8 @@ class DemeanedSamples(WrongLogitProbes):
     """Takes the mean gradient of the batch out before squaring, as a covariance would."""
 
     def squares(self, line: Linearised, u: Tensor) -> dict[str, Tensor]:
-        alone, summed = line.squared_norms(u), line.squared_norm_of_sum(u)
+        alone = line.squared_norms(u)
+        summed = line.squared_norm_of_sum(u)
         return {name: alone[name].sum() - summed[name].sum() / len(u) for name in alone}
 
 
@@ -133,148 +130,70 @@ class AccumulatedOverBatches(WrongLogitProbes):
         return Estimate(pd.DataFrame(blocks), num_matvecs=self.num_probes)
 
 
-def logit_variance_with_diagonal(grams: Iterable[Any], kurtosis: Any) -> Any:
+def logit_variance_with_diagonal(grams: Iterable[Matrix], kurtosis: Scalar) -> Scalar:
     """Uses the normal fourth moment whatever the probe."""
     return theory.logit_probe_variance(grams, 3)
 
 
-def logit_variance_of_one_sample(grams: Iterable[Any], kurtosis: Any) -> Any:
+def logit_variance_of_one_sample(grams: Iterable[Matrix], kurtosis: Scalar) -> Scalar:
     """Divides by N instead of N²."""
     grams = list(grams)
     return len(grams) * theory.logit_probe_variance(grams, kurtosis)
 
 
-def logit_variance_of_the_mean(grams: Iterable[Any], kurtosis: Any) -> Any:
+def logit_variance_of_the_mean(grams: Iterable[Matrix], kurtosis: Scalar) -> Scalar:
     """Takes the Gram matrix of the mean sample for that of every sample."""
     grams = list(grams)
     return theory.probe_variance(sum(grams[1:], grams[0]) / len(grams), (), kurtosis) / len(grams)
 
 
-def logit_variance_of_shared_probes(grams: Iterable[Any], kurtosis: Any) -> Any:
+def logit_variance_of_shared_probes(grams: Iterable[Matrix], kurtosis: Scalar) -> Scalar:
     """Gives the variance of one probe for all samples."""
     grams = list(grams)
     return theory.probe_variance(sum(grams[1:], grams[0]) / len(grams), (), kurtosis)
 
 
-def logit_variance_just_outside_rounding(grams: Iterable[Any], kurtosis: Any) -> Any:
+def logit_variance_just_outside_rounding(grams: Iterable[Matrix], kurtosis: Scalar) -> Scalar:
     """Is off by one part in 10⁹."""
     return theory.logit_probe_variance(grams, kurtosis) * (1 + 2**-30)
 
 
-def ggn_norm_of_both_blocks(M_l: Any, M_m: Any) -> Any:
+def ggn_norm_of_both_blocks(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Counts G_lm and G_ml."""
     return 2 * theory.ggn_squared_norm(M_l, M_m)
 
 
-def ggn_norm_of_traces(M_l: Any, M_m: Any) -> Any:
+def ggn_norm_of_traces(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Multiplies the traces of the Gram matrices, as if each had rank one along the same direction."""
     return M_l.trace() * M_m.trace()
 
 
-def ggn_norm_of_own_entries(M_l: Any, M_m: Any) -> Any:
+def ggn_norm_of_own_entries(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Forgets the kernel between different samples and outputs."""
     return sum(M_l[i, i] * M_m[i, i] for i in range(M_l.shape[0]))
 
 
-def ggn_norm_just_outside_rounding(M_l: Any, M_m: Any) -> Any:
+def ggn_norm_just_outside_rounding(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Is off by one part in 10⁹."""
     return theory.ggn_squared_norm(M_l, M_m) * (1 + 2**-30)
 
 
-def coupling_unsquared(M_l: Any, M_m: Any) -> Any:
+def coupling_unsquared(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Takes the cosine for the square of the squared coupling."""
     return theory.ggn_coupling(M_l, M_m) ** 0.5
 
 
-def coupling_centred(M_l: Any, M_m: Any) -> Any:
+def coupling_centred(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Centres the Gram matrices first, as centred kernel alignment does."""
     C = torch.eye(len(M_l), dtype=M_l.dtype) - 1 / len(M_l)
     return theory.ggn_coupling(C @ M_l @ C, C @ M_m @ C)
 
 
-def coupling_by_traces(M_l: Any, M_m: Any) -> Any:
+def coupling_by_traces(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Divides by the traces instead of the norms."""
     return theory.ggn_squared_norm(M_l, M_m) / (M_l.trace() * M_m.trace())
 
 
-def coupling_just_outside_rounding(M_l: Any, M_m: Any) -> Any:
+def coupling_just_outside_rounding(M_l: Matrix, M_m: Matrix) -> Scalar:
     """Is off by one part in 10⁹."""
     return theory.ggn_coupling(M_l, M_m) * (1 + 2**-30)
-
-
-@dataclass(frozen=True)
-class WrongControl:
-    """A wrong control variate: the right one, with one step spoilt."""
-
-    num_probes: int = 10
-    probe: Probe = field(default_factory=Rademacher)
-
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        known, rest = self.parts(problem, generator, probes)
-        return Estimate(rest.samples + known, rest.num_matvecs)
-
-    def parts(
-        self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
-    ) -> tuple[Any, Estimate]:
-        """What is added exactly, and the estimate of the rest."""
-        rest = LayerwiseTrace(self.num_probes, self.probe, residual)(
-            problem, generator, probes=probes
-        )
-        return exact_traces(problem, matrix=ggn).value, rest
-
-
-class ControlOnTheHessian(WrongControl):
-    """Adds tr G to probes on H, so that G is counted twice."""
-
-    def parts(
-        self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
-    ) -> tuple[Any, Estimate]:
-        rest = LayerwiseTrace(self.num_probes, self.probe)(problem, generator, probes=probes)
-        return exact_traces(problem, matrix=ggn).value, rest
-
-
-class NoControl(WrongControl):
-    """Probes H, as if there were no control variate."""
-
-    def parts(
-        self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
-    ) -> tuple[Any, Estimate]:
-        return 0.0, LayerwiseTrace(self.num_probes, self.probe)(problem, generator, probes=probes)
-
-
-class ResidualForgotten(WrongControl):
-    """Reports tr G for tr H."""
-
-    def parts(
-        self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
-    ) -> tuple[Any, Estimate]:
-        known, rest = super().parts(problem, generator, probes)
-        return known, Estimate(0 * rest.samples, rest.num_matvecs)
-
-
-class ControlBySeparatedProbes(WrongControl):
-    """Cuts the probes to one layer at a time, which drops the cross blocks of R at the price of L products."""
-
-    def parts(
-        self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
-    ) -> tuple[Any, Estimate]:
-        rest = BlockSeparatedTrace(self.num_probes, self.probe, residual)(
-            problem, generator, probes=probes
-        )
-        return exact_traces(problem, matrix=ggn).value, rest
-
-
-class ControlJustOutsideRounding(WrongControl):
-    """Adds tr G off by one part in 10¹¹, just outside what rounding explains."""
-
-    def parts(
-        self, problem: Problem, generator: torch.Generator | None, probes: Tensor | None
-    ) -> tuple[Any, Estimate]:
-        known, rest = super().parts(problem, generator, probes)
-        return known * (1 + 1e-11), rest

@@ -1,11 +1,11 @@
-"""Claims T19 and T20: a probe for every sample, and probes that are orthogonal or cross layers by Hadamard signs."""
+"""Claims T19 and T20: a probe for every sample, and probes that are orthogonal or cross layers by
+Hadamard signs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import combinations, product
-from typing import Any
 
 import numpy as np
 import sympy
@@ -22,11 +22,13 @@ from hesstheory.evidence.checks import Check, Verdict, empirical, holds
 from hesstheory.evidence.exact import exact
 from hesstheory.evidence.symbolic import symbolic
 from hesstheory.problem.risk import Problem
+from hesstheory_validation.forms import full_forms, rows_by_block, sign_variances
+from hesstheory_validation.magnitudes import EPS, absolute_rows, roundings
 from hesstheory_validation.probe_designs import wrong
-from hesstheory_validation.unbiasedness.claims import absolute_rows, roundings
+from hesstheory_validation.subjects import Formula, MatrixOf
 
 
-# --- a probe for every sample ---------------------------------------------------------------------------------------
+# --- a probe for every sample ---------------------------------------------------------------------
 def _samples_of(problem: Problem) -> list[Problem]:
     """One problem for every sample."""
     single = [
@@ -57,14 +59,7 @@ def _per_sample_means(problem: Problem, signs: Tensor) -> np.ndarray:
 
 def sample_variances(case: Case, M: Tensor) -> Tensor:
     """V_l of each of a stack of symmetric matrices for signs, matrices × blocks (T2)."""
-    index = case.problem.index
-    kurtosis = Rademacher().kurtosis(case.problem.num_params)
-
-    def variance(A: Tensor, l: str) -> float:
-        cross = [A[index[l]][:, index[m]] for m in index if m != l]
-        return float(theory.probe_variance(A[index[l]][:, index[l]], cross, kurtosis))
-
-    return torch.tensor([[variance(A, l) for l in index] for A in M], dtype=torch.float64)
+    return sign_variances(M, case.problem.index, rows_by_block)
 
 
 # One probe for both samples sees the mean of both matrices, which is diagonal: no variance at all.
@@ -91,7 +86,8 @@ CONDITION = "S_q < N·V(H̄)"
         wrong.per_sample_just_outside_rounding,
     ],
 )
-def a_probe_per_sample_has_less_variance(formula: Any, context: Context) -> Iterator[Check]:
+def a_probe_per_sample_has_less_variance(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, two pairs of samples for and against, and all triples of sign vectors."""
     V, variance = _symbolic_per_sample()
     yield symbolic("variance of two samples, any κ", variance, formula(V))
     for name, hessians in {"H₂ = −H₁": CANCELLING, "two PSD samples": CANCELLING_PSD}.items():
@@ -120,17 +116,20 @@ def a_probe_per_sample_has_less_variance(formula: Any, context: Context) -> Iter
     )
 
 
-def _against(fresh: Any, shared: Any) -> str:
+def _against(fresh: np.ndarray, shared: np.ndarray) -> str:
     pairs = zip(np.ravel(fresh), np.ravel(shared), strict=True)
     return "; ".join(f"{a:.4g} per sample against {b:.4g} per batch" for a, b in pairs)
 
 
 @lru_cache
-def _symbolic_per_sample() -> tuple[np.ndarray, Any]:
-    """V of two samples, and Var of their mean with a probe z and w each, two parameters in l and one beside it."""
-    z, w = sympy.symbols("z:3"), sympy.symbols("w:3")
+def _symbolic_per_sample() -> tuple[np.ndarray, theory.Scalar]:
+    """V of two samples, and Var of their mean with a probe z and w each, two parameters in l and
+    one beside it."""
+    z = sympy.symbols("z:3")
+    w = sympy.symbols("w:3")
     H = [theory.symmetric_symbols(3, name) for name in "gh"]
-    moments, kappa = {1: 0, 2: 1, 3: 0}, sympy.Symbol("kappa", positive=True)
+    moments = {1: 0, 2: 1, 3: 0}
+    kappa = sympy.Symbol("kappa", positive=True)
     forms = [
         sum(v[i] * A[i, j] * v[j] for i in range(2) for j in range(3))
         for A, v in zip(H, (z, w), strict=True)
@@ -151,7 +150,8 @@ def _mixed_samples(context: Context) -> Case:
 
 @claim(
     "T19.a",
-    "A probe per sample is better exactly where S_q < N·V(H̄), S_q = Σ_n V(H_n − H̄)/(N − 1): at best N times better.",
+    "A probe per sample is better exactly where S_q < N·V(H̄), S_q = Σ_n V(H_n − H̄)/(N − 1): at "
+    "best N times better.",
     formula=r"\frac1{N^2}\sum_nV(H_n)=\frac1N\Bigl(V(\bar H)+\tfrac{N-1}{N}S_q\Bigr)",
     reason="V is a quadratic form in H, so that Σ V(H_n) = N·V(H̄) + Σ V(H_n − H̄)",
     rests_on=["T2"],
@@ -161,8 +161,10 @@ def _mixed_samples(context: Context) -> Case:
         wrong.per_sample_wins_below_one_mean,
         wrong.per_sample_wins_below_one_sample_less,
     ],
+    seconds=12,
 )
-def the_condition_for_a_probe_per_sample(wins: Any, context: Context) -> Iterator[Check]:
+def the_condition_for_a_probe_per_sample(wins: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, both sides of the boundary, and every block of every network."""
     V, S, N = sympy.symbols("V S_q N", positive=True)
     fresh = (V + S * (N - 1) / N) / N
     yield symbolic(
@@ -178,10 +180,13 @@ def the_condition_for_a_probe_per_sample(wins: Any, context: Context) -> Iterato
         )
     gains: list[float] = []
     for case in context.cases():
-        N_samples, M = case.problem.num_samples, (case.per_sample + case.per_sample.mT) / 2
+        N_samples = case.problem.num_samples
+        M = (case.per_sample + case.per_sample.mT) / 2
         mean = sample_variances(case, M.mean(0)[None])[0]
-        each, around = sample_variances(case, M), sample_variances(case, M - M.mean(0))
-        fresh, spread = each.sum(0) / N_samples**2, around.sum(0) / (N_samples - 1)
+        each = sample_variances(case, M)
+        around = sample_variances(case, M - M.mean(0))
+        fresh = each.sum(0) / N_samples**2
+        spread = around.sum(0) / (N_samples - 1)
         yield exact(
             f"{case}: (1/N²) Σ V(H_n) = (V(H̄) + S_q (N−1)/N)/N",
             fresh,
@@ -194,14 +199,18 @@ def the_condition_for_a_probe_per_sample(wins: Any, context: Context) -> Iterato
     better = sum(gain > 1 for gain in gains)
     yield empirical(
         "how much a probe per sample gains on these networks",
-        f"better on {better} of {len(gains)} layers, variance per batch/per sample {min(gains):.2g} to "
+        f"better on {better} of {len(gains)} layers, variance per batch/per sample "
+        f"{min(gains):.2g} to "
         f"{max(gains):.2g}, median {np.median(gains):.2g}",
     )
 
 
-def _wins(name: str, wins: Any, case: Case, fresh: Tensor, mean: Tensor, spread: Tensor) -> Check:
+def _wins(
+    name: str, wins: Formula, case: Case, fresh: Tensor, mean: Tensor, spread: Tensor
+) -> Check:
     """The criterion against the two variances, apart from blocks that are equal to rounding."""
-    N, slack = case.problem.num_samples, 8 * roundings(case, 1) * np.finfo(np.float64).eps
+    N = case.problem.num_samples
+    slack = 8 * roundings(case, 1) * EPS
     clear = [l for l in range(len(mean)) if abs(mean[l] - fresh[l]) > slack * (mean[l] + fresh[l])]
     right = [wins(float(mean[l]), float(spread[l]), N) is bool(fresh[l] < mean[l]) for l in clear]
     return holds(
@@ -211,12 +220,14 @@ def _wins(name: str, wins: Any, case: Case, fresh: Tensor, mean: Tensor, spread:
     )
 
 
-# --- orthogonal probes ----------------------------------------------------------------------------------------------
+# --- orthogonal probes ----------------------------------------------------------------------------
 @claim(
     "T20",
-    "K orthogonal probes gain nothing over independent ones for K ≪ P: their variance is V/K·(P − K)/(P − 1).",
+    "K orthogonal probes gain nothing over independent ones for K ≪ P: their variance is V/K·(P "
+    "− K)/(P − 1).",
     formula=r"\operatorname{Var}\bar q_l=\frac{V}{K}\cdot\frac{P-K}{P-1}",
-    reason="all P orthogonal probes together give P·tr H_ll exactly, so two of them have covariance −V/(P − 1)",
+    reason="all P orthogonal probes together give P·tr H_ll exactly, so two of them have "
+    "covariance −V/(P − 1)",
     rests_on=["T1", "T2"],
     subject=theory.orthogonal_probe_variance,
     mutants=[
@@ -226,7 +237,8 @@ def _wins(name: str, wins: Any, case: Case, fresh: Tensor, mean: Tensor, spread:
         wrong.orthogonal_just_outside_rounding,
     ],
 )
-def orthogonal_probes_gain_nothing(formula: Any, context: Context) -> Iterator[Check]:
+def orthogonal_probes_gain_nothing(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, all subsets of eight columns, and all pairs of columns."""
     V, K, P, C = sympy.symbols("V K P C", positive=True)
     C = sympy.solve(P * V + P * (P - 1) * C, C)[0]  # the variance of the sum of all P probes is 0
     yield symbolic(
@@ -245,13 +257,15 @@ def orthogonal_probes_gain_nothing(formula: Any, context: Context) -> Iterator[C
     yield from _fixed_columns()
 
 
-def _all_subsets(formula: Any, context: Context) -> Iterator[Check]:
-    """Every K columns of the Hadamard matrix of order eight under every sign vector, on a drawn H of whole numbers."""
+def _all_subsets(formula: Formula, context: Context) -> Iterator[Check]:
+    """Every K columns of the Hadamard matrix of order eight under every sign vector, on a drawn H
+    of whole numbers."""
     A = torch.randint(-3, 4, (8, 8), generator=context.generator("subsets")).double()
     case = Case(
         "prescribed", "P = 8", zoo.prescribed((A + A.mT)[None], [3, 5], context.generator("theta"))
     )
-    columns, signs = hadamard_columns(8), all_signs(8)
+    columns = hadamard_columns(8)
+    signs = all_signs(8)
     probes = (signs[:, :, None] * columns[:, None, :]).reshape(8, -1)
     q = (
         LayerwiseTrace()(case.problem, probes=probes)
@@ -270,13 +284,16 @@ def _all_subsets(formula: Any, context: Context) -> Iterator[Check]:
         )
 
 
-def _pairs_of_columns(formula: Any, case: Case) -> Check:
-    """Variance of the mean of two columns of a Hadamard matrix, all pairs, under a strength-four array of signs.
+def _pairs_of_columns(formula: Formula, case: Case) -> Check:
+    """Variance of the mean of two columns of a Hadamard matrix, all pairs, under a strength-four
+    array of signs.
 
-    The order is the next power of two, so that is what P stands for: rows beyond the parameters meet no curvature.
+    The order is the next power of two, so that is what P stands for: rows beyond the parameters
+    meet no curvature.
     """
     P = case.problem.num_params
-    columns, signs = hadamard_columns(P), strength_four_signs(P)
+    columns = hadamard_columns(P)
+    signs = strength_four_signs(P)
     order = columns.shape[1]
     picked = [
         (0, k) for k in range(1, order)
@@ -296,21 +313,20 @@ def _pairs_of_columns(formula: Any, case: Case) -> Check:
 
 
 def _forms(case: Case, Z: Tensor) -> np.ndarray:
-    """q_l of every column from the dense Hessian, columns × blocks; T1 decides that the estimator gives the same."""
-    forms = Z * (case.H @ Z)
-    return torch.stack(
-        [forms[index].sum(0) for index in case.problem.index.values()], dim=1
-    ).numpy()
+    """q_l of every column from the dense Hessian, columns × blocks."""
+    return full_forms(case.H, Z, case.problem.index)
 
 
 def _fixed_columns() -> Iterator[Check]:
-    """Columns that are not drawn can be worse than independent probes: 0 and 1 of H₄ agree in the product of rows 0
-    and 2, the only one that this H has."""
+    """Columns that are not drawn can be worse than independent probes: 0 and 1 of H₄ agree in the
+    product of rows 0 and 2, the only one that this H has."""
     H = torch.zeros(4, 4, dtype=torch.float64)
     H[0, 2] = H[2, 0] = 1.0
-    signs, columns = all_signs(4), hadamard_columns(4)[:, :2]
+    signs = all_signs(4)
+    columns = hadamard_columns(4)[:, :2]
     q = torch.stack([((signs * h[:, None]) * (H @ (signs * h[:, None]))).sum(0) for h in columns.T])
-    alone, both = float(q[0].var(unbiased=False)), float(q.mean(0).var(unbiased=False))
+    alone = float(q[0].var(unbiased=False))
+    both = float(q.mean(0).var(unbiased=False))
     yield exact(
         "columns 0 and 1 of H₄ as they stand, H_02 = 1: one probe has 4, two still have",
         both,
@@ -331,9 +347,11 @@ def signs_of_layers(num_layers: int) -> Tensor:
 
 @claim(
     "T20.a",
-    "One draw of signs under all Hadamard patterns across layers equals probes of one layer each, number for number.",
+    "One draw of signs under all Hadamard patterns across layers equals probes of one layer "
+    "each, number for number.",
     formula=r"\frac1{L'}\sum_kh_{lk}z_l^{\top}\sum_mH_{lm}h_{mk}z_m=z_l^{\top}H_{ll}z_l",
-    reason="Σ_k h_lk h_mk = L′ δ_lm removes the cross blocks; L′ ≥ L products, no fewer than separated probes take",
+    reason="Σ_k h_lk h_mk = L′ δ_lm removes the cross blocks; L′ ≥ L products, no fewer than "
+    "separated probes take",
     rests_on=["T6"],
     subject=signs_of_layers,
     mutants=[
@@ -342,7 +360,10 @@ def signs_of_layers(num_layers: int) -> Tensor:
         wrong.signs_of_layers_alike,
     ],
 )
-def hadamard_across_layers_equals_separated(patterns: Any, context: Context) -> Iterator[Check]:
+def hadamard_across_layers_equals_separated(
+    patterns: MatrixOf, context: Context
+) -> Iterator[Check]:
+    """Both designs from the same draw, number for number."""
     for case in context.cases():
         problem = case.problem
         z = Rademacher().sample(problem.num_params, 1, context.generator(str(case)))

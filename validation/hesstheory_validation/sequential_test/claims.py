@@ -1,4 +1,5 @@
-"""Claims E1 and E2: the level and the power of the sequential test that decides every statistical check."""
+"""Claims E1 and E2: the level and the power of the sequential test that decides every statistical
+check."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +20,13 @@ from hesstheory.evidence.sequential import SequentialTest, Tail
 from hesstheory_validation.sequential_test import wrong
 
 
-# --- draws whose means have a known distribution ------------------------------------------------------------------
+# --- draws whose means have a known distribution --------------------------------------------------
 @dataclass(frozen=True)
 class Draws:
-    """A distribution of draws and what a test may know of it; `below(n, x)` is P(mean of n draws < x), `above` > x."""
+    """A distribution of draws and what a test may know of it;
+
+    `below(n, x)` is P(mean of n draws < x), `above` > x.
+    """
 
     name: str
     mean: float
@@ -87,19 +90,19 @@ LEVELS = (1e-9, 1e-6, 0.05)
 ROUNDING = 1 + 2**-30  # the distribution functions of scipy are right to about ten digits
 
 
-def designs(test: Any, draws: Draws, alpha: float) -> Iterator[Any]:
+def designs(test: type[SequentialTest], draws: Draws, alpha: float) -> Iterator[SequentialTest]:
     """Tests with few and with many looks; margins in standard deviations."""
     for first, margin in ((10, 0.5), (1024, 0.1), (1, 0.003)):
         yield test(np.float64(margin * draws.deviation), alpha, draws.tail, first, max_draws=2**40)
 
 
-def false_alarm_bound(test: Any, draws: Draws) -> float:
+def false_alarm_bound(test: SequentialTest, draws: Draws) -> float:
     """Σ over the looks of P(|mean − E X| > half width): at least the probability of a false alarm."""
     widths = ((n, float(test.half_width(n))) for n in test.looks)
     return sum(draws.outside(n, draws.mean - width, draws.mean + width) for n, width in widths)
 
 
-# --- draws whose totals are whole numbers: the test itself, followed exactly ---------------------------------------
+# --- draws whose totals are whole numbers: the test itself, followed exactly ----------------------
 @dataclass(frozen=True)
 class Counts:
     """Draws in {0, 1, 2, ...}: `total(n, k)` is P(sum of n of them = k), `ones`: none exceeds 1."""
@@ -143,7 +146,9 @@ class _NeedsMore(Exception):
     """The test asks for draws beyond the given ones."""
 
 
-def outcome_after(test: Any, counts: Counts, target: float, totals: list[int]) -> Status | None:
+def outcome_after(
+    test: SequentialTest, counts: Counts, target: float, totals: list[int]
+) -> Status | None:
     """What the test says when its looks bring the given totals, or None where it goes on."""
     left = iter(totals)
 
@@ -159,18 +164,22 @@ def outcome_after(test: Any, counts: Counts, target: float, totals: list[int]) -
         return None
 
 
-def outcome_probabilities(test: Any, counts: Counts, bias: float) -> Counter[Status]:
+def outcome_probabilities(test: SequentialTest, counts: Counts, bias: float) -> Counter[Status]:
     """P(passed) and P(failed) when E X = target + bias, exactly.
 
-    The test sees the draws through their totals, so the total is a Markov chain: every total that goes on is followed
-    from one history that leads to it.
+    The test sees the draws through their totals, so the total is a Markov chain: every total that
+    goes on is followed from one history that leads to it.
     """
     found: Counter[Status] = Counter()
-    alive, histories, done = np.ones(1), {0: []}, 0
+    alive = np.ones(1)
+    histories = {0: []}
+    done = 0
     for n in test.looks:
         step = counts.probabilities(n - done)
-        before, done = alive, n
-        alive, histories = np.convolve(before, step), _extended(before, step, histories)
+        before = alive
+        done = n
+        alive = np.convolve(before, step)
+        histories = _extended(before, step, histories)
         for total in np.flatnonzero(alive):
             history = histories.get(int(total))
             status = outcome_after(test, counts, counts.mean - bias, history) if history else None
@@ -185,26 +194,29 @@ def outcome_probabilities(test: Any, counts: Counts, bias: float) -> Counter[Sta
 def _extended(
     before: np.ndarray, step: np.ndarray, histories: dict[int, list[int]]
 ) -> dict[int, list[int]]:
-    """For every total that the next look can show with more than 1e-25, the likeliest history that leads to it."""
+    """For every total that the next look can show with more than 1e-25, the likeliest history that
+    leads to it."""
     best: dict[int, tuple[float, int]] = {}
     for start in histories:
         if before[start] > 0:
             for increment in np.flatnonzero(before[start] * step > 1e-25):
-                total, p = start + int(increment), before[start] * step[increment]
+                total = start + int(increment)
+                p = before[start] * step[increment]
                 best[total] = max(best.get(total, (0.0, 0)), (p, int(increment)))
     return {
         total: [*histories[total - increment], increment] for total, (_, increment) in best.items()
     }
 
 
-def small_designs(test: Any, counts: Counts) -> Iterator[Any]:
-    """Tests of few draws, at levels at which the normal approximation is bad and at which it is not."""
+def small_designs(test: type[SequentialTest], counts: Counts) -> Iterator[SequentialTest]:
+    """Tests of few draws, at levels at which the normal approximation is bad and at which it is
+    not."""
     deviation = float(counts.tail.variance) ** 0.5
     for alpha, margin in ((0.05, 0.75), (1e-6, 1.5)):
         yield test(np.float64(margin * deviation), alpha, counts.tail, 10)
 
 
-# --- E1: the level -------------------------------------------------------------------------------------------------
+# --- E1: the level --------------------------------------------------------------------------------
 @claim(
     "E1",
     "A statistical check calls a true statement false with probability at most its level α, at every sample size and "
@@ -219,7 +231,10 @@ def small_designs(test: Any, counts: Counts) -> Iterator[Any]:
         wrong.StudentErrorBar,
     ],
 )
-def false_alarms_stay_below_the_level(test: Any, context: Context) -> Iterator[Check]:
+def false_alarms_stay_below_the_level(
+    test: type[SequentialTest], context: Context
+) -> Iterator[Check]:
+    """Sums over the looks, and small tests followed exactly."""
     for draws in CLOSED_FORM:
         for alpha in LEVELS:
             bounds = [false_alarm_bound(design, draws) for design in designs(test, draws, alpha)]
@@ -234,7 +249,8 @@ def false_alarms_stay_below_the_level(test: Any, context: Context) -> Iterator[C
             yield holds(
                 f"{counts.name}: the test followed exactly, α = {design.alpha:g}",
                 p[Status.FAILED] <= design.alpha,
-                f"P(false alarm) = {p[Status.FAILED]:.3g}, P(agrees) = {p[Status.PASSED]:.9g}, looks {design.looks}",
+                f"P(false alarm) = {p[Status.FAILED]:.3g}, P(agrees) = {p[Status.PASSED]:.9g}, "
+                f"looks {design.looks}",
             )
     yield _normal_approximation()
 
@@ -252,7 +268,7 @@ def _normal_approximation() -> Check:
     )
 
 
-# --- E1.a: the level by simulation ---------------------------------------------------------------------------------
+# --- E1.a: the level by simulation ----------------------------------------------------------------
 Sampler = Callable[[int, torch.Generator], np.ndarray]
 
 
@@ -267,9 +283,11 @@ class Simulated:
 
 
 def _of_quantiles(name: str, quantile: Callable[[np.ndarray], np.ndarray]) -> Simulated:
-    """Draws quantile(u), u one of the M mid-points of (0, 1): all moments are plain means, and it is bounded."""
+    """Draws quantile(u), u one of the M mid-points of (0, 1): all moments are plain means, and it
+    is bounded."""
     values = quantile((np.arange(4096) + 0.5) / 4096)
-    mean, largest = values.mean(), np.abs(values - values.mean()).max()
+    mean = values.mean()
+    largest = np.abs(values - values.mean()).max()
 
     def sample(n: int, generator: torch.Generator) -> np.ndarray:
         return values[torch.randint(len(values), (n,), generator=generator).numpy()]
@@ -290,14 +308,16 @@ NUM_RUNS = 1000
 
 
 def rate_at_most(name: str, hits: int, runs: int, bound: float, alpha: float) -> Check:
-    """Decides that a probability is at most `bound` from the exact interval of level 1 − α of its frequency."""
+    """Decides that a probability is at most `bound` from the exact interval of level 1 − α of its
+    frequency."""
     low, high = clopper_pearson(hits, runs, 1 - alpha)
     status = (
         Status.PASSED if high <= bound else Status.FAILED if low > bound else Status.INCONCLUSIVE
     )
     fewest = next(k for k in range(runs + 1) if clopper_pearson(k, runs, 1 - alpha)[0] > bound)
     return Check(
-        name, Kind.STATISTICAL, status, f"{hits} of {runs} runs, [{low:.3g}, {high:.3g}] against {bound:g}",
+        name, Kind.STATISTICAL, status, f"{hits} of {runs} runs, [{low:.3g}, {high:.3g}] against "
+f"{bound:g}",
         max(hits / runs - bound, 0.0), bound, alpha, 0.999,
         float(stats.beta.ppf(0.999, fewest, runs - fewest + 1)) - bound, runs,
     )  # fmt: skip
@@ -313,8 +333,10 @@ def rate_at_most(name: str, hits: int, runs: int, bound: float, alpha: float) ->
     mutants=[wrong.ZTestAtEveryLook, wrong.PilotForTarget, wrong.StudentErrorBar],
     statistical=3,
     profile="ci",
+    seconds=3,
 )
-def level_in_simulation(test: Any, context: Context) -> Iterator[Check]:
+def level_in_simulation(test: type[SequentialTest], context: Context) -> Iterator[Check]:
+    """False alarms among repeated runs on skewed draws."""
     for draws in simulated_draws():
         generator = context.generator(draws.name)
         design = test(np.float64(0.5 * draws.tail.variance**0.5), 0.05, draws.tail, 8)
@@ -328,8 +350,8 @@ def level_in_simulation(test: Any, context: Context) -> Iterator[Check]:
         )
 
 
-# --- E2: power -----------------------------------------------------------------------------------------------------
-def miss_bound(test: Any, draws: Draws, bias: float) -> float:
+# --- E2: power ------------------------------------------------------------------------------------
+def miss_bound(test: SequentialTest, draws: Draws, bias: float) -> float:
     """Σ over the looks of P(the look accepts E X = target although it is target + bias)."""
     *early, last = test.looks
     accepted = {n: float(test.margin - test.half_width(n)) for n in early} | {
@@ -358,8 +380,10 @@ def miss_bound(test: Any, draws: Draws, bias: float) -> float:
         wrong.MeanInsideMarginMeansEqual,
         wrong.MarginDoubled,
     ],
+    seconds=4,
 )
-def power_is_as_declared(test: Any, context: Context) -> Iterator[Check]:
+def power_is_as_declared(test: type[SequentialTest], context: Context) -> Iterator[Check]:
+    """Sums over the looks, and small tests followed exactly."""
     for draws in CLOSED_FORM:
         for alpha in LEVELS:
             misses = [
@@ -380,9 +404,11 @@ def power_is_as_declared(test: Any, context: Context) -> Iterator[Check]:
         yield _power_curves(test, context)
 
 
-def _followed(design: Any, counts: Counts) -> Iterator[Check]:
-    """The test itself, followed exactly at no bias, at the detectable one and just outside the margin."""
-    name, just_outside = f"{counts.name}, α = {design.alpha:g}", float(design.margin) * (1 + 1e-9)
+def _followed(design: SequentialTest, counts: Counts) -> Iterator[Check]:
+    """The test itself, followed exactly at no bias, at the detectable one and just outside the
+    margin."""
+    name = f"{counts.name}, α = {design.alpha:g}"
+    just_outside = float(design.margin) * (1 + 1e-9)
     agrees = outcome_probabilities(design, counts, 0.0)[Status.PASSED]
     yield holds(f"{name}: agrees when true", agrees >= 1 - design.alpha, f"with {agrees:.9g}")
     found = [
@@ -407,11 +433,12 @@ EFFECTS = (0.0, 0.25, 0.5, 0.6, 0.75, 1.0, 1.5)
 NUM_REPEATS = 300
 
 
-def _power_curves(test: Any, context: Context) -> Check:
+def _power_curves(test: type[SequentialTest], context: Context) -> Check:
     """Simulated rejection rates beside the exact ones."""
     rows = []
     for counts in COUNTS:
-        design, generator = next(small_designs(test, counts)), context.generator(counts.name)
+        design = next(small_designs(test, counts))
+        generator = context.generator(counts.name)
         for effect in EFFECTS:
             bias = effect * float(design.margin)
             runs = np.column_stack(
@@ -431,7 +458,10 @@ def _power_curves(test: Any, context: Context) -> Check:
                  "high": high, "theory": exact}
             )  # fmt: skip
     covered = sum(row["low"] <= row["theory"] <= row["high"] for row in rows)
-    detail = f"{covered} of {len(rows)} 95 % intervals of simulated rejection rates contain the exact probability"
+    detail = (
+        f"{covered} of {len(rows)} 95 % intervals of simulated rejection rates contain the "
+        "exact probability"
+    )
     return empirical("power curves", detail).showing("power", rows)
 
 

@@ -1,10 +1,10 @@
-"""Claim T17: negative traces, negative estimates of positive traces, and the norms that tail bounds need."""
+"""Claim T17: negative traces, negative estimates of positive traces, and the norms that tail bounds
+need."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, repeat
-from typing import Any
 
 import numpy as np
 import sympy
@@ -24,13 +24,12 @@ from hesstheory.evidence.exact import exact
 from hesstheory.evidence.symbolic import symbolic
 from hesstheory.problem.risk import Problem
 from hesstheory.run.streams import stream
+from hesstheory_validation.magnitudes import EPS, absolute_rows, roundings
 from hesstheory_validation.signs import wrong
-from hesstheory_validation.unbiasedness.claims import absolute_rows, roundings
-
-EPS = float(np.finfo(np.float64).eps)
+from hesstheory_validation.subjects import Formula, MatrixOf
 
 
-# --- negative traces -----------------------------------------------------------------------------------------------
+# --- negative traces ------------------------------------------------------------------------------
 class Squared(nn.Module):
     """x ↦ x²."""
 
@@ -69,7 +68,8 @@ def shipped_case(number: int) -> Case:
     subject=dense_hessian,
     mutants=[wrong.gauss_newton_matrix, wrong.positive_part, wrong.absolute_curvature],
 )
-def traces_can_be_negative(matrix: Any, context: Context) -> Iterator[Check]:
+def traces_can_be_negative(matrix: MatrixOf, context: Context) -> Iterator[Check]:
+    """Points with a negative trace, and networks that cannot have one."""
     yield exact(
         "w₂(w₁x)² at w = (0, 1), x = y = 1: tr H_11 = −2", matrix(_bent_line())[0, 0], -2.0, terms=4
     )
@@ -89,13 +89,14 @@ def traces_can_be_negative(matrix: Any, context: Context) -> Iterator[Check]:
 NUM_POINTS = 40
 
 
-def _first_negative(matrix: Any) -> Check:
+def _first_negative(matrix: MatrixOf) -> Check:
     """The first of the shipped points of a tanh network at which a layer has a negative trace."""
     for number in range(NUM_POINTS):
         case = shipped_case(number)
         H = matrix(case.problem)
         for l, index in case.problem.index.items():
-            trace, size = float(H[index, index].sum()), float(H[index].abs().sum())
+            trace = float(H[index, index].sum())
+            size = float(H[index].abs().sum())
             if trace < -roundings(case, 1) * EPS * size:
                 return holds(
                     f"a point of {NUM_POINTS} of a tanh network with a negative trace",
@@ -105,7 +106,7 @@ def _first_negative(matrix: Any) -> Check:
     return holds(f"a point of {NUM_POINTS} of a tanh network with a negative trace", False, "none")
 
 
-# --- negative estimates --------------------------------------------------------------------------------------------
+# --- negative estimates ---------------------------------------------------------------------------
 @claim(
     "T17.a",
     "q_l is the quadratic form of A_l = (E_l H + H E_l)/2, indefinite whenever a cross block is not zero, even "
@@ -120,10 +121,14 @@ def _first_negative(matrix: Any) -> Check:
         wrong.form_not_symmetrised,
         wrong.form_with_whole_cross_blocks,
     ],
+    seconds=3,
 )
-def estimates_can_be_negative(form: Any, context: Context) -> Iterator[Check]:
-    H, z = theory.symmetric_symbols(4), sympy.Matrix(sympy.symbols("z:4"))
-    A, q = sympy.Matrix(form(H, [0, 1])), (z[:2, :].T * (H * z)[:2, :])[0]
+def estimates_can_be_negative(form: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, a matrix of two rows, and the lowest eigenvector of every form."""
+    H = theory.symmetric_symbols(4)
+    z = sympy.Matrix(sympy.symbols("z:4"))
+    A = sympy.Matrix(form(H, [0, 1]))
+    q = (z[:2, :].T * (H * z)[:2, :])[0]
     yield symbolic("q_l = zᵀA_l z", (z.T * A * z)[0], q)
     norm = theory.squared_norm(H[:2, :2]) + theory.squared_norm(H[:2, 2:]) / 2
     yield symbolic("‖A_l‖² = ‖H_ll‖² + ½ Σ ‖H_lm‖²", theory.squared_norm(A), norm)
@@ -145,8 +150,9 @@ def _two_by_two() -> Iterator[Check]:
     )
 
 
-def _gauss_newton_estimates(form: Any, case: Case) -> Iterator[Check]:
-    """The Gauss-Newton matrix is PSD; the lowest eigenvector of A_l makes a negative estimate of a positive trace."""
+def _gauss_newton_estimates(form: Formula, case: Case) -> Iterator[Check]:
+    """The Gauss-Newton matrix is PSD; the lowest eigenvector of A_l makes a negative estimate of a
+    positive trace."""
     G = ggn(case.problem).to_dense()
     for l, index in case.problem.index.items():
         A = form(G, index)
@@ -156,18 +162,20 @@ def _gauss_newton_estimates(form: Any, case: Case) -> Iterator[Check]:
         size = float(G[index].abs().sum()) * float(probe.abs().max()) ** 2
         expected = float(eigenvalues[0]) * case.problem.num_params
         yield exact(
-            f"{case}, Gauss-Newton, {l}: q_l of the lowest eigenvector", q, expected, magnitude=size,
+            f"{case}, Gauss-Newton, {l}: q_l of the lowest "
+"eigenvector", q, expected, magnitude=size,
             terms=8 * roundings(case, 1),
         )  # fmt: skip
         bound = 8 * roundings(case, 1) * EPS * size
         trace = float(G[index, index].sum())
         yield holds(
-            f"{case}, Gauss-Newton, {l}: negative estimate of a positive trace", q < -bound < bound < trace,
+            f"{case}, Gauss-Newton, {l}: negative estimate of a positive "
+"trace", q < -bound < bound < trace,
             f"q_l = {q:.3g}, trace {trace:.3g}",
         )  # fmt: skip
 
 
-# --- tail bounds ---------------------------------------------------------------------------------------------------
+# --- tail bounds ----------------------------------------------------------------------------------
 def layer_tail_bound(
     H: Tensor, index_l: Tensor, num_probes: int, error: float, constants: theory.TailConstants
 ) -> float:
@@ -183,7 +191,8 @@ SIGN_TAILS = {"published": theory.RADEMACHER_TAIL, "sharp": theory.SHARP_RADEMAC
 
 @claim(
     "T17.b",
-    "Tail bounds for one-product estimates need the norms of A_l: with those of H_ll they are violated.",
+    "Tail bounds for one-product estimates need the norms of A_l: with those of H_ll they are "
+    "violated.",
     formula=r"\Pr\bigl(|\bar q_l-\operatorname{tr}H_{ll}|\ge\varepsilon\bigr)\le"
     r"2\exp\frac{-K\varepsilon^2}{c_F\lVert A_l\rVert^2+c_2\varepsilon\lVert A_l\rVert_2}",
     source="bound: Cortinovis & Kressner 2021; for layers ours",
@@ -192,12 +201,15 @@ SIGN_TAILS = {"published": theory.RADEMACHER_TAIL, "sharp": theory.SHARP_RADEMAC
     subject=layer_tail_bound,
     mutants=[wrong.tail_of_the_block, wrong.tail_of_twice_the_probes, wrong.tail_of_a_normal],
 )
-def tail_bounds_need_the_whole_form(bound: Any, context: Context) -> Iterator[Check]:
+def tail_bounds_need_the_whole_form(bound: Formula, context: Context) -> Iterator[Check]:
+    """All signs, normal pairs and χ², each against the bound."""
     H = _integer_hessian()
-    index, trace = torch.arange(2), int(H[0, 0] + H[1, 1])
+    index = torch.arange(2)
+    trace = int(H[0, 0] + H[1, 1])
     for K, (values, probabilities) in enumerate(_means_of_signs(H, index, most=4), 1):
         for name, constants in SIGN_TAILS.items():
-            yield _bounded(f"integer H, all signs, K = {K}, {name}", bound, H, index, K, values - trace, probabilities,
+            yield _bounded(f"integer H, all signs, K = {K}, "
+f"{name}", bound, H, index, K, values - trace, probabilities,
                            constants)  # fmt: skip
         yield _violated(
             f"integer H, all signs, K = {K}: norms of H_ll",
@@ -236,10 +248,12 @@ def _integer_hessian() -> Tensor:
 
 
 def _means_of_signs(H: Tensor, index: Tensor, most: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Values and probabilities of the mean of K = 1, 2, ... estimates; q_l is a whole number, so sums lie on a grid."""
+    """Values and probabilities of the mean of K = 1, 2, ... estimates; q_l is a whole number, so
+    sums lie on a grid."""
     Z = all_signs(len(H))
     q = (Z[index] * (H @ Z)[index]).sum(0).to(torch.int64).numpy()
-    lowest, one = q.min(), np.bincount(q - q.min()) / len(q)
+    lowest = q.min()
+    one = np.bincount(q - q.min()) / len(q)
     for K, total in enumerate(accumulate(repeat(one, most), np.convolve), 1):
         seen = np.flatnonzero(total)
         yield (seen + K * lowest) / K, total[seen]
@@ -257,7 +271,7 @@ def _exceedance(errors: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarr
 
 
 def _bounded(
-    name: str, bound: Any, H: Tensor, index: Tensor, K: int, errors: np.ndarray, probabilities: np.ndarray,
+    name: str, bound: Formula, H: Tensor, index: Tensor, K: int, errors: np.ndarray, probabilities: np.ndarray,
     constants: theory.TailConstants,
 ) -> Check:  # fmt: skip
     """The bound holds at every error that occurs, and so at every ε, since it falls with ε."""
@@ -287,8 +301,9 @@ def _violated(
     )  # fmt: skip
 
 
-def _normal_pair(bound: Any, c: float) -> Check:
-    """H = [[1, c], [c, c²]] and normal z: q = z₀² + c z₀z₁ is normal given z₀, so its tail is one integral."""
+def _normal_pair(bound: Formula, c: float) -> Check:
+    """H = [[1, c], [c, c²]] and normal z: q = z₀² + c z₀z₁ is normal given z₀, so its tail is one
+    integral."""
     H = torch.tensor([[1.0, c], [c, c * c]], dtype=torch.float64)
     errors = c * np.array([0.1, 0.5, 1, 2, 4, 8, 16])
     chance = [_chance_of_normal_pair(c, float(error)) for error in errors]
@@ -303,9 +318,9 @@ def _normal_pair(bound: Any, c: float) -> Check:
     )
 
 
-def _chi_square(bound: Any, n: int, K: int) -> Check:
-    """H = I of size n and normal z: K times the mean is χ² of nK degrees of freedom, near its normal limit, where the
-    constant of the Frobenius norm cannot be improved."""
+def _chi_square(bound: Formula, n: int, K: int) -> Check:
+    """H = I of size n and normal z: K times the mean is χ² of nK degrees of freedom, near its
+    normal limit, where the constant of the Frobenius norm cannot be improved."""
     errors = np.array([1, 2, 4, 6, 8]) * (2 * n / K) ** 0.5
     total = stats.chi2(n * K)
     chance = [float(total.sf(K * (n + error)) + total.cdf(K * (n - error))) for error in errors]
@@ -317,7 +332,7 @@ def _chi_square(bound: Any, n: int, K: int) -> Check:
 
 def _below(
     name: str,
-    bound: Any,
+    bound: Formula,
     H: Tensor,
     index: Tensor,
     K: int,
@@ -335,6 +350,7 @@ def _below(
 def _chance_of_normal_pair(c: float, error: float) -> float:
     """P(|z₀² + c z₀z₁ − 1| ≥ ε) by Simpson's rule on [0, 12]; beyond 12 lies less than 1e-32."""
     x = np.linspace(1e-9, 12, 20_001)
-    above, below = (1 + error - x**2) / (c * x), (1 - error - x**2) / (c * x)
+    above = (1 + error - x**2) / (c * x)
+    below = (1 - error - x**2) / (c * x)
     density = np.exp(-(x**2) / 2) * (2 / np.pi) ** 0.5
     return float(integrate.simpson(density * (special.ndtr(-above) + special.ndtr(below)), x=x))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from torch import Tensor
 from hesstheory import theory
 from hesstheory.curvature.matrix import ggn, hessian
 from hesstheory.problem.risk import Problem
+from hesstheory.theory.matrices import Matrix, Scalar
 
 
 def gauss_newton_matrix(problem: Problem) -> Tensor:
@@ -33,7 +33,7 @@ def absolute_curvature(problem: Problem) -> Tensor:
     return folded
 
 
-def form_of_the_block(H: Any, index_l: Any) -> Any:
+def form_of_the_block(H: Matrix, index_l: Matrix) -> Scalar:
     """Takes H_ll alone for the matrix of the one-product estimate."""
     rows = list(index_l)
     outside = [i for i in range(H.shape[0]) if i not in rows]
@@ -44,7 +44,7 @@ def form_of_the_block(H: Any, index_l: Any) -> Any:
     return A
 
 
-def form_not_symmetrised(H: Any, index_l: Any) -> Any:
+def form_not_symmetrised(H: Matrix, index_l: Matrix) -> Scalar:
     """Takes E_l H, whose form is the same but whose norms and eigenvalues are not."""
     rows = list(index_l)
     A = 0 * H
@@ -54,7 +54,7 @@ def form_not_symmetrised(H: Any, index_l: Any) -> Any:
     return A
 
 
-def form_with_whole_cross_blocks(H: Any, index_l: Any) -> Any:
+def form_with_whole_cross_blocks(H: Matrix, index_l: Matrix) -> Scalar:
     """Gives the cross blocks their whole weight on both sides."""
     return 2 * theory.quadratic_form(H, list(index_l)) - form_of_the_block(H, index_l)
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import combinations
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -26,14 +24,15 @@ from hesstheory.evidence.checks import Check, holds
 from hesstheory.evidence.exact import exact
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
+from hesstheory_validation.magnitudes import EPS
+from hesstheory_validation.subjects import EstimatorClass, MatrixOf
 from hesstheory_validation.train_mode import wrong
 
-EPS = float(np.finfo(np.float64).eps)
+NUM_SAMPLES = 4
+SIZES = (2, 3)  # a mini-batch of one sample has no batch norm
 
-NUM_SAMPLES, SIZES = 4, (2, 3)  # a mini-batch of one sample has no batch norm
 
-
-# --- networks ------------------------------------------------------------------------------------------------------
+# --- networks -------------------------------------------------------------------------------------
 def _tiny(middle: nn.Module, generator: torch.Generator, num_samples: int) -> Problem:
     """2-2-2 network with a module before its tanh, left in train mode."""
     model = nn.Sequential()
@@ -84,13 +83,15 @@ def mini_batch_hessian(problem: Problem, batch: Batch) -> Tensor:
 
 
 def _terms(problem: Problem) -> int:
-    """Roundings on the way to an entry of a mean of Hessians: sums over samples and units, the passes of a network."""
+    """Roundings on the way to an entry of a mean of Hessians: sums over samples and units, the
+    passes of a network."""
     return problem.num_params + problem.num_samples + 64
 
 
-# --- batch norm ----------------------------------------------------------------------------------------------------
+# --- batch norm -----------------------------------------------------------------------------------
 def _normalised_line() -> Problem:
-    """f(x) = w x̂ with x̂ = (x − μ_B)/√(s_B² + 1) and loss ½(f − y)²: H_B = s_B²/(s_B² + 1) for x = 0, 2, 4."""
+    """f(x) = w x̂ with x̂ = (x − μ_B)/√(s_B² + 1) and loss ½(f − y)²: H_B = s_B²/(s_B² + 1) for x =
+    0, 2, 4."""
     model = nn.Sequential(
         nn.BatchNorm1d(1, eps=1.0, affine=False), skip_init(nn.Linear, 1, 1, bias=False)
     ).double()
@@ -113,7 +114,8 @@ def _normalised_line() -> Problem:
         wrong.first_half_of_the_batch,
     ],
 )
-def batch_norm_is_no_average(hessian_of: Any, context: Context) -> Iterator[Check]:
+def batch_norm_is_no_average(hessian_of: MatrixOf, context: Context) -> Iterator[Check]:
+    """All mini-batches of two sizes, in eval mode and in train mode."""
     line = _normalised_line()
     mean = torch.stack([hessian_of(line, batch) for batch in mini_batches(line, 2)]).mean()
     whole = hessian_of(line, line.batches[0])
@@ -125,7 +127,7 @@ def batch_norm_is_no_average(hessian_of: Any, context: Context) -> Iterator[Chec
         yield from _averages(f"{name}, train mode", hessian_of, problem, equal=False)
 
 
-def _averages(name: str, hessian_of: Any, problem: Problem, *, equal: bool) -> Iterator[Check]:
+def _averages(name: str, hessian_of: MatrixOf, problem: Problem, *, equal: bool) -> Iterator[Check]:
     """E_B H_B over all mini-batches against H of all samples."""
     whole = hessian_of(problem, problem.batches[0])
     for size in SIZES:
@@ -156,7 +158,8 @@ def _averages(name: str, hessian_of: Any, problem: Problem, *, equal: bool) -> I
     "T16.a",
     "With batch norm in train mode T10 breaks: the variance between mini-batches is not S_t² f/b for any S_t². In eval "
     "mode it is.",
-    formula=r"\operatorname{Var}_B\operatorname{tr}H_{B,ll}\neq\frac{S_t^2}{b}\Bigl(1-\frac bn\Bigr)",
+    formula=r"\operatorname{Var}_B\operatorname{tr}H_{B,ll}\neq\frac{S_t^2}{b}\Bigl(1-\frac "
+    r"bn\Bigr)",
     reason="T16: the traces of mini-batches are no means of n fixed numbers",
     rests_on=["T10.a", "T16"],
     subject=mini_batch_hessian,
@@ -166,7 +169,8 @@ def _averages(name: str, hessian_of: Any, problem: Problem, *, equal: bool) -> I
         wrong.first_half_of_the_batch,
     ],
 )
-def batch_norm_breaks_the_law_of_batches(hessian_of: Any, context: Context) -> Iterator[Check]:
+def batch_norm_breaks_the_law_of_batches(hessian_of: MatrixOf, context: Context) -> Iterator[Check]:
+    """Variances between all mini-batches of two sizes, in both modes."""
     for name, problem in batch_norm_problems(context, NUM_SAMPLES).items():
         still = in_eval_mode(problem)
         per_sample = per_sample_hessians(still)
@@ -182,8 +186,9 @@ def batch_norm_breaks_the_law_of_batches(hessian_of: Any, context: Context) -> I
         yield _no_spread_fits(f"{name}, train mode: no S_t² fits b = {SIZES}", hessian_of, problem)
 
 
-def _no_spread_fits(name: str, hessian_of: Any, problem: Problem) -> Check:
-    """S_t² = Var_B·b/f comes out otherwise for one size of mini-batches than for another, in some block."""
+def _no_spread_fits(name: str, hessian_of: MatrixOf, problem: Problem) -> Check:
+    """S_t² = Var_B·b/f comes out otherwise for one size of mini-batches than for another, in some
+    block."""
     factors = [b / theory.finite_population_factor(b, NUM_SAMPLES) for b in SIZES]
     measured = [_batch_variance(hessian_of, problem, b) for b in SIZES]
     small, large = (
@@ -201,7 +206,7 @@ def _no_spread_fits(name: str, hessian_of: Any, problem: Problem) -> Check:
     return holds(name, bool(((small - large).abs() > noise).any()), f"S_t² by block: {shown}")
 
 
-def _batch_variance(hessian_of: Any, problem: Problem, size: int) -> tuple[Tensor, Tensor]:
+def _batch_variance(hessian_of: MatrixOf, problem: Problem, size: int) -> tuple[Tensor, Tensor]:
     """Var_B tr H_B,ll over all mini-batches of a size, by block, and the magnitude of the traces."""
     mini = torch.stack([hessian_of(problem, batch) for batch in mini_batches(problem, size)])
     return _block_traces(mini, problem).var(0, unbiased=False), _absolute_traces(mini, problem)
@@ -218,7 +223,7 @@ def _absolute_traces(matrices: Tensor, problem: Problem) -> Tensor:
     return torch.stack([diagonals[:, index].sum(1).max() for index in problem.index.values()])
 
 
-# --- dropout -------------------------------------------------------------------------------------------------------
+# --- dropout --------------------------------------------------------------------------------------
 class FixedMask(nn.Module):
     """Multiplies by a given mask."""
 
@@ -301,7 +306,10 @@ NUM_MASKS = 3
         mutants.JustOutsideRounding,
     ],
 )
-def dropout_measures_the_masked_network(estimator: Any, context: Context) -> Iterator[Check]:
+def dropout_measures_the_masked_network(
+    estimator: EstimatorClass, context: Context
+) -> Iterator[Check]:
+    """Three masks, each against the network that multiplies by it."""
     for name, problem in dropout_problems(context).items():
         Z = hadamard_columns(problem.num_params)
         seen = [hessian(in_eval_mode(problem)).to_dense()]
@@ -333,7 +341,7 @@ def _all_different(name: str, matrices: list[Tensor], problem: Problem) -> Check
     )
 
 
-# --- looking changes nothing ---------------------------------------------------------------------------------------
+# --- looking changes nothing ----------------------------------------------------------------------
 def _state(problem: Problem) -> dict[str, Tensor]:
     """Everything that a look could change, as numbers."""
     model = problem.model
@@ -363,7 +371,8 @@ def _state(problem: Problem) -> dict[str, Tensor]:
         wrong.LeavesGradients,
     ],
 )
-def looking_changes_nothing(estimator: Any, context: Context) -> Iterator[Check]:
+def looking_changes_nothing(estimator: EstimatorClass, context: Context) -> Iterator[Check]:
+    """The state of every network before and after an estimate."""
     problems = {**batch_norm_problems(context, NUM_SAMPLES), **dropout_problems(context)}
     for name, problem in problems.items():
         with seeded(0):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import sympy
@@ -29,22 +28,10 @@ from hesstheory.evidence.checks import Check
 from hesstheory.evidence.exact import exact
 from hesstheory.evidence.sequential import Tail, statistical
 from hesstheory.evidence.symbolic import symbolic
-
-
-def block_traces(case: Case) -> Tensor:
-    """tr H_ll of every block from the dense Hessian."""
-    return torch.stack([case.block(l, l).trace() for l in case.problem.index])
-
-
-def absolute_rows(case: Case) -> Tensor:
-    """Σ_{i∈l} Σ_j |H_ij|: the sum of absolute values that q_l is made of when the probes are signs."""
-    return torch.stack([case.H[index].abs().sum() for index in case.problem.index.values()])
-
-
-def roundings(case: Case, num_probes: int) -> int:
-    """Roundings on the longest path to a mean of q_l: sums over parameters, samples and (pairwise) probes, and the
-    passes through the network."""
-    return case.problem.num_params + case.problem.num_samples + num_probes.bit_length() + 64
+from hesstheory.results.estimate import Estimate
+from hesstheory_validation.forms import block_traces
+from hesstheory_validation.magnitudes import absolute_rows, roundings
+from hesstheory_validation.subjects import EstimatorClass, Row
 
 
 def coordinate_probes(num_params: int) -> Tensor:
@@ -69,9 +56,12 @@ def coordinate_probes(num_params: int) -> Tensor:
         mutants.JustOutsideRounding,
         mutants.ReseededPerLayer,
     ],
+    seconds=3,
 )
-def one_product_is_unbiased(estimator: Any, context: Context) -> Iterator[Check]:
-    H, z = theory.symmetric_symbols(5), sympy.symbols("z:5")
+def one_product_is_unbiased(estimator: EstimatorClass, context: Context) -> Iterator[Check]:
+    """Symbols, and designs of probes whose mean is exact."""
+    H = theory.symmetric_symbols(5)
+    z = sympy.symbols("z:5")
     q = sum(z[i] * H[i, j] * z[j] for i in range(3) for j in range(5))
     mean = sum(H[i, i] for i in range(3))
     yield symbolic("E q_l = tr H_ll", theory.expectation(q, z, {1: 0, 2: 1}), mean)
@@ -87,7 +77,7 @@ def one_product_is_unbiased(estimator: Any, context: Context) -> Iterator[Check]
             yield _mean_is_trace(f"{case}: {name}", estimator()(case.problem, probes=Z), case, Z)
 
 
-def _mean_is_trace(name: str, estimate: Any, case: Case, Z: Tensor) -> Check:
+def _mean_is_trace(name: str, estimate: Estimate, case: Case, Z: Tensor) -> Check:
     largest = float(Z.abs().max()) ** 2 / Z.shape[1] * max(1, int((Z[0] != 0).sum()))
     return exact(
         name,
@@ -100,13 +90,18 @@ def _mean_is_trace(name: str, estimate: Any, case: Case, Z: Tensor) -> Check:
 
 @claim(
     "T1.a",
-    "Independence across layers is needed: a probe re-seeded for every layer adds the traces of the cross blocks.",
-    formula=r"\mathbb{E}\,q_l=\operatorname{tr}H_{ll}+\sum_{m\ne l}\sum_{i\le\min(P_l,P_m)}(H_{lm})_{ii}",
+    "Independence across layers is needed: a probe re-seeded for every layer adds the traces of "
+    "the cross blocks.",
+    formula=r"\mathbb{E}\,q_l=\operatorname{tr}H_{ll}+\sum_{m\ne "
+    r"l}\sum_{i\le\min(P_l,P_m)}(H_{lm})_{ii}",
     reason="layers that share signs have E z_l z_mᵀ = I on their common part, not 0",
     subject=mutants.ReseededPerLayer,
     mutants=[LayerwiseTrace, mutants.LastBatchOnly],
 )
-def reseeding_per_layer_adds_cross_traces(estimator: Any, context: Context) -> Iterator[Check]:
+def reseeding_per_layer_adds_cross_traces(
+    estimator: EstimatorClass, context: Context
+) -> Iterator[Check]:
+    """All Hadamard columns on every network."""
     for case in context.cases():
         Z = hadamard_columns(case.problem.num_params)
         biased = [
@@ -136,14 +131,19 @@ NUM_DRAWN_NETWORKS = len(zoo.SMALL)
     mutants=[mutants.ReusedProbe, mutants.UnscaledProbes, mutants.BiasJustOutsideMargin],
     statistical=2 * NUM_DRAWN_NETWORKS,
     profile="ci",
+    seconds=6,
 )
-def drawn_estimates_centre_on_the_trace(estimator: Any, context: Context) -> Iterator[Check]:
+def drawn_estimates_centre_on_the_trace(
+    estimator: EstimatorClass, context: Context
+) -> Iterator[Check]:
+    """Drawn probes on every trained network."""
     for case in context.cases():
         if case.stage == "untrained" and not context.is_thorough:
             continue
         forms = [theory.quadratic_form(case.H, index) for index in case.problem.index.values()]
         scattered = torch.stack([form - form.diagonal().diag() for form in forms])
-        frobenius, spectral = scattered.norm(dim=(1, 2)), torch.linalg.matrix_norm(scattered, 2)
+        frobenius = scattered.norm(dim=(1, 2))
+        spectral = torch.linalg.matrix_norm(scattered, 2)
         live = frobenius > 0
 
         def draws(
@@ -164,8 +164,9 @@ def drawn_estimates_centre_on_the_trace(estimator: Any, context: Context) -> Ite
         ).showing("estimates", _shown_estimates(case, context))
 
 
-def _shown_estimates(case: Case, context: Context, num_probes: int = 100) -> list[dict[str, Any]]:
-    """What one run of a hundred sign probes says, with its Student intervals, beside the exact traces."""
+def _shown_estimates(case: Case, context: Context, num_probes: int = 100) -> list[Row]:
+    """What one run of a hundred sign probes says, with its Student intervals, beside the exact
+    traces."""
     estimate = LayerwiseTrace(num_probes)(case.problem, context.generator(str(case), "shown"))
     interval = estimate.confidence_interval(0.95)
     return [
@@ -193,7 +194,8 @@ NUM_ENTRIES = 6
 
 @claim(
     "T1.b",
-    "Every sampler of the library draws what it says: E zzᵀ = I, and a distribution of the declared shape.",
+    "Every sampler of the library draws what it says: E zzᵀ = I, and a distribution of the "
+    "declared shape.",
     formula=r"\mathbb{E}\,zz^{\top}=I",
     reason="by definition of the distributions",
     rests_on=["E1", "E2"],
@@ -207,7 +209,10 @@ NUM_ENTRIES = 6
     statistical=2 * len(SAMPLERS),
     profile="ci",
 )
-def samplers_draw_what_they_say(spoil: Any, context: Context) -> Iterator[Check]:
+def samplers_draw_what_they_say(
+    spoil: Callable[[Probe], Probe], context: Context
+) -> Iterator[Check]:
+    """Second moments and the shape of every sampler."""
     upper = np.triu_indices(NUM_ENTRIES)
     Z = spoil(HadamardColumns()).sample(8, 8, context.generator("hadamard"))
     yield exact("HadamardColumns(): all columns average zzᵀ to I", Z @ Z.mT / 8, np.eye(8))
@@ -242,7 +247,8 @@ def samplers_draw_what_they_say(spoil: Any, context: Context) -> Iterator[Check]
 
 
 def _tail_of_products(probe: Probe, is_square: np.ndarray) -> Tail:
-    """Variance and tail of z_i z_j: normal quadratic forms by their norms, everything else by its bound."""
+    """Variance and tail of z_i z_j: normal quadratic forms by their norms, everything else by its
+    bound."""
     if isinstance(probe, Gaussian):
         return Tail.gaussian_form(np.where(is_square, 1.0, 0.5**0.5), np.where(is_square, 1.0, 0.5))
     largest = {Uniform: 3.0, Sphere: NUM_ENTRIES, SparseSigns: 4.0}.get(type(probe), 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import sympy
@@ -19,39 +18,46 @@ from hesstheory.estimators.products import LayerwiseTrace
 from hesstheory.evidence.checks import Check
 from hesstheory.evidence.exact import exact
 from hesstheory.evidence.symbolic import symbolic
-from hesstheory_validation.unbiasedness.claims import absolute_rows, roundings
+from hesstheory_validation.forms import full_forms
+from hesstheory_validation.magnitudes import absolute_rows, roundings
+from hesstheory_validation.subjects import Formula, Row
 from hesstheory_validation.variance import wrong
 
 _KAPPA, _SKEW = sympy.symbols("kappa mu_3", positive=True)
+
+Symbols = tuple[sympy.Symbol, ...]
 
 _MOMENTS = {1: 0, 2: 1, 3: _SKEW, 4: _KAPPA}
 
 
 @lru_cache
-def _symbolic_forms(sizes: tuple[int, ...]) -> tuple[Any, list[list[int]], list[Any], Any]:
+def _symbolic_forms(
+    sizes: tuple[int, ...],
+) -> tuple[theory.Matrix, list[list[int]], list[theory.Scalar], Symbols]:
     """H, the rows of its blocks, the forms q_l and z, in symbols."""
     ends = np.cumsum(sizes)
     rows = [list(range(end - size, end)) for end, size in zip(ends, sizes, strict=True)]
-    H, z = theory.symmetric_symbols(int(ends[-1])), sympy.symbols(f"z:{ends[-1]}")
+    H = theory.symmetric_symbols(int(ends[-1]))
+    z = sympy.symbols(f"z:{ends[-1]}")
     forms = [sum(z[i] * H[i, j] * z[j] for i in block for j in range(ends[-1])) for block in rows]
     return H, rows, forms, z
 
 
-def _cut(H: Any, rows: list[int], columns: list[int]) -> Any:
+def _cut(H: theory.Matrix, rows: list[int], columns: list[int]) -> theory.Matrix:
     return H.extract(rows, columns)
 
 
-def _variance(form: Any, z: Any) -> Any:
+def _variance(form: theory.Scalar, z: Symbols) -> theory.Scalar:
     return _covariance(form, form, z)
 
 
 @lru_cache
-def _covariance(a: Any, b: Any, z: Any) -> Any:
+def _covariance(a: theory.Scalar, b: theory.Scalar, z: Symbols) -> theory.Scalar:
     mean_of_a, mean_of_b = (theory.expectation(form, z, _MOMENTS) for form in (a, b))
     return theory.expectation(a * b, z, _MOMENTS) - mean_of_a * mean_of_b
 
 
-def predicted(formula: Any, case: Case, kurtosis: float) -> np.ndarray:
+def predicted(formula: Formula, case: Case, kurtosis: float) -> np.ndarray:
     """The formula's variance of every block of a network."""
     return np.array(
         [
@@ -64,8 +70,8 @@ def predicted(formula: Any, case: Case, kurtosis: float) -> np.ndarray:
 def all_forms(case: Case, context: Context) -> np.ndarray:
     """q_l of every column of a strength-four array, columns × blocks.
 
-    Small networks, and all in the full profile, run the estimator; else the products come from the dense Hessian, whose
-    agreement with the estimator T1 decides.
+    Small networks, and all in the full profile, run the estimator; else the products come from the
+    dense Hessian, whose agreement with the estimator T1 decides.
     """
     return _forms(case, estimated=case.problem.num_params <= 31 or context.is_thorough)
 
@@ -75,15 +81,14 @@ def _forms(case: Case, *, estimated: bool) -> np.ndarray:
     Z = strength_four_signs(case.problem.num_params)
     if estimated:
         return LayerwiseTrace()(case.problem, probes=Z).samples.to_numpy()
-    forms = Z * (case.H @ Z)
-    return torch.stack(
-        [forms[index].sum(0) for index in case.problem.index.values()], dim=1
-    ).numpy()
+    return full_forms(case.H, Z, case.problem.index)
 
 
 def enumerated_variance(case: Case, context: Context) -> tuple[np.ndarray, np.ndarray, int]:
-    """Exact Rademacher variance of q_l over a strength-four array, the magnitude of its roundings, the columns."""
-    q, absolute = all_forms(case, context), absolute_rows(case).numpy()
+    """Exact Rademacher variance of q_l over a strength-four array, the magnitude of its roundings,
+    the columns."""
+    q = all_forms(case, context)
+    absolute = absolute_rows(case).numpy()
     magnitude = 2 * absolute * np.abs(q).mean(0) + (q**2).mean(0)
     return q.var(axis=0), magnitude, len(q)
 
@@ -106,10 +111,13 @@ def enumerated_variance(case: Case, context: Context) -> tuple[np.ndarray, np.nd
         wrong.excess_kurtosis,
         wrong.variance_just_outside_rounding,
     ],
+    seconds=3,
 )
-def variance_of_one_product(formula: Any, context: Context) -> Iterator[Check]:
-    # A squared form pairs two entries of H, hence at most four indices, two of them in l: |l| = 2 with two blocks of
-    # two beside it shows every pattern, and the third moment, were it to matter, would show as a symbol.
+def variance_of_one_product(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, strength-four arrays of signs, and all three-point vectors."""
+    # A squared form pairs two entries of H, hence at most four indices, two of them in l: |l| = 2
+    # with two blocks of two beside it shows every pattern, and the third moment, were it to matter,
+    # would show as a symbol.
     H, rows, forms, z = _symbolic_forms((2, 2, 1))
     cross = [_cut(H, rows[0], rows[1]), _cut(H, rows[0], rows[2])]
     yield symbolic(
@@ -131,8 +139,9 @@ def variance_of_one_product(formula: Any, context: Context) -> Iterator[Check]:
         yield _three_point(small, kurtosis, formula)
 
 
-def _three_point(case: Case, kurtosis: float, formula: Any) -> Check:
-    """Variance of the form of the first ten parameters' Hessian under all three-point vectors of that κ."""
+def _three_point(case: Case, kurtosis: float, formula: Formula) -> Check:
+    """Variance of the form of the first ten parameters' Hessian under all three-point vectors of
+    that κ."""
     Z, weights = three_point_grid(9, kurtosis)
     H = case.H[:9, :9]
     own = torch.arange(4)
@@ -150,9 +159,7 @@ def _three_point(case: Case, kurtosis: float, formula: Any) -> Check:
     )
 
 
-def _rows(
-    case: Case, probe: str, predicted: np.ndarray, measured: np.ndarray
-) -> list[dict[str, Any]]:
+def _rows(case: Case, probe: str, predicted: np.ndarray, measured: np.ndarray) -> list[Row]:
     return [
         {
             "network": case.network,
@@ -168,7 +175,8 @@ def _rows(
 
 @claim(
     "T3",
-    "Cov(q_l, q_m) = ‖H_lm‖² ≥ 0 for l ≠ m; summing T2 and T3 over all layers gives the classical Var zᵀHz.",
+    "Cov(q_l, q_m) = ‖H_lm‖² ≥ 0 for l ≠ m; summing T2 and T3 over all layers gives the "
+    "classical Var zᵀHz.",
     formula=r"\operatorname{Cov}(q_l,q_m)=\lVert H_{lm}\rVert^2",
     reason="z_i² z_j² is the only product of the two forms that survives",
     rests_on=["T2"],
@@ -179,7 +187,8 @@ def _rows(
         wrong.covariance_just_outside_rounding,
     ],
 )
-def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]:
+def covariance_between_layers(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, the sum rule, and strength-four arrays of signs."""
     H, rows, forms, z = _symbolic_forms((2, 2, 1))
     covariance = _covariance(forms[0], forms[1], z)
     yield symbolic(
@@ -194,7 +203,8 @@ def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]
         "Σ T2 + Σ T3 = Var zᵀHz", sum(within) + sum(across), theory.probe_variance(H, (), _KAPPA)
     )
     for case in context.cases():
-        q, blocks = all_forms(case, context), list(case.problem.index)
+        q = all_forms(case, context)
+        blocks = list(case.problem.index)
         found = np.cov(q.T, ddof=0)
         pairs = [(a, b) for a in range(len(blocks)) for b in range(a)]
         absolute = absolute_rows(case).tolist()
@@ -210,7 +220,8 @@ def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]
 @claim(
     "T4",
     "Rademacher never has the larger variance: the gap to Gaussian is 2 Σ_{i∈l} H_ii².",
-    formula=r"\operatorname{Var}_{\mathcal N}q_l-\operatorname{Var}_{\pm1}q_l=2\sum_{i\in l}H_{ii}^2\ge 0",
+    formula=r"\operatorname{Var}_{\mathcal N}q_l-\operatorname{Var}_{\pm1}q_l=2\sum_{i\in "
+    r"l}H_{ii}^2\ge 0",
     reason="T2 at κ = 3 and κ = 1; no variable of unit variance has κ < 1",
     rests_on=["T2"],
     subject=theory.rademacher_advantage,
@@ -220,7 +231,8 @@ def covariance_between_layers(formula: Any, context: Context) -> Iterator[Check]
         wrong.advantage_of_the_whole_block,
     ],
 )
-def signs_beat_normals(formula: Any, context: Context) -> Iterator[Check]:
+def signs_beat_normals(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, and the formula for normal probes less the enumerated signs."""
     H, rows, forms, z = _symbolic_forms((2, 2))
     variance = _variance(forms[0], z)
     gap = variance.subs(_KAPPA, 3) - variance.subs(_KAPPA, 1)
@@ -239,7 +251,8 @@ def signs_beat_normals(formula: Any, context: Context) -> Iterator[Check]:
 
 @claim(
     "T5",
-    "For z uniform on the sphere of radius √P: Var q_l = P/(P+2)·(2‖H_ll‖² + Σ_{m≠l}‖H_lm‖²) − 2/(P+2)·(tr H_ll)².",
+    "For z uniform on the sphere of radius √P: Var q_l = P/(P+2)·(2‖H_ll‖² + Σ_{m≠l}‖H_lm‖²) − "
+    "2/(P+2)·(tr H_ll)².",
     formula=r"\operatorname{Var}q_l=\frac{P}{P+2}\Bigl(2\lVert H_{ll}\rVert^2+\sum_{m\neq l}\lVert H_{lm}\rVert^2\Bigr)"
     r"-\frac{2}{P+2}(\operatorname{tr}H_{ll})^2",
     reason="a normal vector is √(χ²/P) times an independent point of the sphere",
@@ -251,11 +264,12 @@ def signs_beat_normals(formula: Any, context: Context) -> Iterator[Check]:
         wrong.sphere_of_the_block_only,
     ],
 )
-def variance_on_the_sphere(formula: Any, context: Context) -> Iterator[Check]:
+def variance_on_the_sphere(formula: Formula, context: Context) -> Iterator[Check]:
+    """Symbols, and normal moments by enumeration."""
     H, rows, forms, z = _symbolic_forms((2, 2))
     P = 4
-    # Moments of the sphere of radius √P: E z_i⁴ = 3P/(P+2), E z_i²z_j² = P/(P+2), odd powers vanish. That is P/(P+2)
-    # times the normal fourth moments, and the normal second moments.
+    # Moments of the sphere of radius √P: E z_i⁴ = 3P/(P+2), E z_i²z_j² = P/(P+2), odd powers
+    # vanish. That is P/(P+2) times the normal fourth moments, and the normal second moments.
     fourth = sympy.Rational(P, P + 2) * theory.expectation(
         forms[0] ** 2, z, {1: 0, 2: 1, 3: 0, 4: 3}
     )

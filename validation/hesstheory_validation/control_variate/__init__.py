@@ -1,0 +1,1 @@
+"""Traces and norms from the outputs."""

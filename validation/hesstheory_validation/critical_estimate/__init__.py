@@ -1,0 +1,1 @@
+"""K*: when does probe noise equal batch noise?"""
