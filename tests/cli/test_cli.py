@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import typer.testing
-from test_report import Page
+from pages import Page
 
 import hesstheory
 from hesstheory import claims
@@ -165,10 +165,30 @@ def test_a_second_run_is_appended(result, out, tmp_path):
     ]
 
 
-def test_files_go_to_the_current_folder(tmp_path, monkeypatch):
+def test_files_go_to_a_folder_of_the_command(tmp_path, monkeypatch):
+    """A first try must not touch what a project keeps under version control."""
     monkeypatch.chdir(tmp_path)
-    assert smoke("T14.b").exit_code == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["figures", "reports"]
+    result = smoke("T14.b")
+    assert result.exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    written = {path.name for path in (tmp_path / "runs" / "validate").iterdir()}
+    assert written == {"figures", "reports"}
+    assert "Renewed in this folder" not in result.stdout
+
+
+def test_files_of_the_current_folder_are_renewed_on_demand(tmp_path, monkeypatch):
+    """And the ledger that lies there is appended to, never replaced."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").mkdir()
+    ledger = tmp_path / "reports" / "ledger.jsonl"
+    before = b'{"record": "claim", "id": "T1", "verdict": "HOLDS", "fingerprint": "f"}\n'
+    ledger.write_bytes(before)
+    result = smoke("T14.b", "--out", ".")
+    assert result.exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"figures", "reports"}
+    assert ledger.read_bytes().startswith(before)
+    said = " ".join(result.stdout.split())
+    assert "Renewed in this folder: reports/index.html and figures/; the run was appended" in said
 
 
 # --- verdicts that differ -------------------------------------------------------------------------------------------
@@ -393,7 +413,10 @@ def test_vary_seed_prints_the_seed(tmp_path):
 
 # --- doors ----------------------------------------------------------------------------------------------------------
 
-OPTIONS = ("--profile", "--vary-seed", "--seed", "--json", "--out", "--workers")
+OPTIONS = (
+    *("--profile", "--vary-seed", "--seed", "--json", "--out", "--workers"),
+    *("--status", "--ledger", "--strict"),
+)
 
 
 def test_help():
