@@ -22,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 # --- convolutions -------------------------------------------------------------------------------
 
 
+_Sizes = Sequence[int]  # one for each dimension
+
+
 @dataclass(frozen=True)
 class Geometry:
     """What the three maps of one convolution share.
@@ -36,7 +39,7 @@ class Geometry:
 
     input_size: torch.Size
     weight_size: torch.Size
-    options: tuple[list[int], list[int], list[int], bool, list[int], int]
+    options: tuple[_Sizes, _Sizes, _Sizes, bool, _Sizes, int]
 
     def slopes(self, g: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         """The slopes at the input and at the weight."""

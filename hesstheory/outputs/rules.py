@@ -131,6 +131,7 @@ def _of_kernel(
     if few or x.device.type != "cpu":  # sample by sample, an accelerator would wait for its host
         patches = _of_products(_patches(module, x), module.out_channels, module.groups)
         return lambda slope: patches(slope.flatten(2))
+    assert not isinstance(module.padding, str)  # such a module has no rule
     zeros = (0,) * len(module.kernel_size)
     options = (module.stride, module.padding, module.dilation, False, zeros, module.groups)
     one = Geometry(x[:1].shape, module.weight.shape, options)
