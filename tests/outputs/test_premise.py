@@ -87,7 +87,8 @@ def test_a_bend_of_rounding_is_none(generator, monkeypatch):
 def test_a_bend_that_the_graph_hides_is_found(bend, generator, monkeypatch):
     problem = _bent_behind(generator, monkeypatch, bend)
     with pytest.raises(
-        NotPiecewiseLinear, match=r"although the graph looks piecewise linear: in parameter .*'ggn'"
+        NotPiecewiseLinear,
+        match=r"although the graph looks piecewise linear: in parameter .*matrix=ggn",
     ):
         exact_traces(problem)
 

@@ -174,7 +174,7 @@ def test_outputs_that_are_rows_of_tokens(generator):
     "measure",
     [exact_traces, sample_traces, lambda model: LogitProbeTrace(2)(model, torch.Generator())],
 )
-def test_a_model_is_no_problem(measure):
+def test_a_model_is_no_problem(measure, unchecked):
     with pytest.raises(TypeError, match="pass a Problem, not a ReLU"):
         measure(nn.ReLU())
 
