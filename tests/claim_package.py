@@ -60,7 +60,8 @@ ARITHMETIC = '''
 
             generator = context.generator("z")
             yield statistical(
-                "mean", draw, 2.0, margin=0.5, tail=Tail(1.0, 0.0), alpha=context.alpha, generator=generator
+                "mean", draw, 2.0, margin=0.5, tail=Tail(1.0, 0.0),
+                alpha=context.alpha, generator=generator,
             )
 
         return decide
@@ -70,7 +71,8 @@ ARITHMETIC = '''
         claim(id, "Two is two.", reason="counting", subject=two, mutants=[three])(equals_two(id))
     for id in ("B2", "B1"):
         claim(
-            id, "Draws centre on two.", reason="counting", subject=two, mutants=[three], statistical=1, profile="ci"
+            id, "Draws centre on two.", reason="counting", subject=two, mutants=[three],
+            statistical=1, profile="ci",
         )(draws_centre_on_two(id))
 '''
 SMOKE = ["A1", "A2", "A2.a", "A3", "A10"]

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -135,11 +135,9 @@ def validate(
     context = Context(profile, seed, budget.alpha)
     run = _begun(book, claims, context, budget, command)
     done = {record["id"] for record in book.run(run) if record["record"] == "claim"}
-    open_ones = [claims.all[id] for id in claims.ids if id not in done]
-    if workers > 1:
-        open_ones.sort(key=lambda c: -c.seconds)
+    waiting = claims.but_for(done, longest_first=workers > 1)
     start = time.perf_counter()
-    for record in scatter(partial(_decided_record, context=context), open_ones, workers):
+    for record in scatter(partial(_decided_record, context=context), waiting, workers):
         record |= {"run": run, "fingerprint": claims.code[record["id"]], "time": now()}
         book.append(record)
         done.add(record["id"])
@@ -158,6 +156,11 @@ class _Chosen:
     all: Mapping[str, Claim]
     ids: list[str]
     code: Mapping[str, str]
+
+    def but_for(self, done: Collection[str], *, longest_first: bool) -> list[Claim]:
+        """Claims that are still to be decided; several workers do not end with a long one."""
+        waiting = [self.all[id] for id in self.ids if id not in done]
+        return sorted(waiting, key=lambda c: -c.seconds) if longest_first else waiting
 
     @property
     def rests_on(self) -> dict[str, tuple[str, ...]]:

@@ -72,10 +72,10 @@ def decide(claim: Claim, context: Context) -> Outcome:
         mutants = tuple(_try_mutant(claim, *mutant, checks, context) for mutant in tried)
         found, detail = _with_mutants(checks, mutants)
         kind = _kind(found, checks)
-    except (
-        Exception
-    ) as error:  # a claim that breaks is reported with the others, not instead of them
-        found, detail = Verdict.UNTESTED, f"{type(error).__name__}: {error}"
+    except Exception as error:
+        # A claim that breaks is reported with the others, not instead of them.
+        found = Verdict.UNTESTED
+        detail = f"{type(error).__name__}: {error}"
     seconds = time.perf_counter() - start
     return Outcome(claim, found, kind, detail, tuple(checks), mutants, seconds)
 

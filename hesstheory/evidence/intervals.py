@@ -90,7 +90,8 @@ def variance_ratio(top: tuple[float, float], bottom: tuple[float, float], alpha:
     >>> print(variance_ratio((2.0, 20), (1.0, 20), alpha=0.05))
     +2 [+0.812, +4.93]
     """
-    (a, m), (b, n) = top, bottom
+    a, m = top
+    b, n = bottom
     if a <= 0 or b <= 0:
         same = 1.0 if a == b else math.inf if b <= 0 else 0.0
         return Interval(same, same, same)

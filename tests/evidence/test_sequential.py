@@ -143,7 +143,7 @@ def test_a_margin_out_of_reach_says_so(margin):
         _ = SequentialTest(margin, 1e-6, Tail(1.0, 0.0), max_draws=10**6).looks
 
 
-# --- draws and their verdict -----------------------------------------------------------------------
+# --- draws and their verdict ---------------------------------------------------------------------
 
 
 def normal_draws(mean, deviation=1.0):
