@@ -1,4 +1,9 @@
-"""Wrong estimators and samplers: layer-wise, separated and in train mode."""
+"""Wrong estimators and wrong samplers, for authors of claims.
+
+A claim names mutants: its checks must reject each of them. Those here serve claims about traces
+from full-vector probes (`WrongTrace`), from separated probes (`WrongSeparated`) and about
+distributions (functions of a `Probe`). The mutants of claim packages can be named here, too.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +21,32 @@ from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
 
+# --- full-vector probes ---------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class WrongTrace:
-    """A wrong layer-wise estimator: the right one, with one step spoilt."""
+    """A wrong layer-wise estimator: the right one, with one step spoilt.
+
+    A subclass overrides one of the steps. It is called as any estimator is.
+
+    Parameters
+    ----------
+    num_probes
+        Probes of a call.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from hesstheory import LayerwiseTrace, zoo
+    >>> from hesstheory.mutants import OnePercentHigh
+    >>> problem = zoo.problem("tiny_relu", torch.Generator().manual_seed(0), num_samples=8)
+    >>> probes = torch.ones(problem.num_params, 1, dtype=torch.float64)
+    >>> wrong = OnePercentHigh()(problem, probes=probes)
+    >>> right = LayerwiseTrace()(problem, probes=probes)
+    >>> round(wrong["layer1"] / right["layer1"], 6)
+    1.01
+    """
 
     num_probes: int = 10
 
@@ -28,15 +55,35 @@ class WrongTrace:
         problem: Problem,
         generator: torch.Generator | None = None,
         *,
+        num_probes: int | None = None,
         probes: Tensor | None = None,
     ) -> Estimate:
-        return LayerwiseTrace(self.num_probes)(
-            self.spoilt_problem(problem), generator, probes=probes
-        )
+        count = self.num_probes if num_probes is None else num_probes
+        Z = self.spoilt_probes(problem, count, generator, probes)
+        right = LayerwiseTrace(count, matrix=self.spoilt_matrix)
+        return self.spoilt(right(self.spoilt_problem(problem), generator, probes=Z), problem)
 
     def spoilt_problem(self, problem: Problem) -> Problem:
         """The problem that the estimator sees instead of the one it is given."""
         return problem
+
+    def spoilt_matrix(self, problem: Problem) -> Curvature:
+        """The matrix that is measured."""
+        return hessian(problem)
+
+    def spoilt_probes(
+        self,
+        problem: Problem,
+        num_probes: int,
+        generator: torch.Generator | None,
+        probes: Tensor | None,
+    ) -> Tensor | None:
+        """The probes that are used; `None` draws right ones from the generator."""
+        return probes
+
+    def spoilt(self, right: Estimate, problem: Problem) -> Estimate:
+        """What is reported instead of the right estimate."""
+        return right
 
 
 class UnweightedBatches(WrongTrace):
@@ -58,146 +105,123 @@ class LastBatchOnly(WrongTrace):
 class GaussNewtonInstead(WrongTrace):
     """Measures the Gauss-Newton matrix and calls it the Hessian."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        return LayerwiseTrace(self.num_probes, matrix=ggn)(problem, generator, probes=probes)
+    def spoilt_matrix(self, problem: Problem) -> Curvature:
+        return ggn(problem)
 
 
 class ShiftedBlocks(WrongTrace):
     """Hands every block the trace of its neighbour."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        right = LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+    def spoilt(self, right: Estimate, problem: Problem) -> Estimate:
         names = list(right.samples.columns)
-        return replace(right, samples=right.samples.set_axis([*names[1:], names[0]], axis=1)[names])
+        shifted = right.samples.set_axis([*names[1:], names[0]], axis=1)
+        return replace(right, samples=shifted[names])
 
 
 class OnePercentHigh(WrongTrace):
     """Reports every trace one per cent too large."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        right = LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+    def spoilt(self, right: Estimate, problem: Problem) -> Estimate:
         return replace(right, samples=1.01 * right.samples)
 
 
 class JustOutsideRounding(WrongTrace):
     """Reports every trace off by one part in 10¹¹, just outside what rounding explains."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        right = LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+    def spoilt(self, right: Estimate, problem: Problem) -> Estimate:
         return replace(right, samples=right.samples + 1e-11 * right.samples.abs().mean())
 
 
 class ReseededPerLayer(WrongTrace):
     """Starts every layer's probe from the same random state, so that layers share signs."""
 
-    def __call__(
+    def spoilt_probes(
         self,
         problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        if probes is not None:
-            probes = probes.clone()
-            longest = max(problem.index.values(), key=len)
-            for index in problem.index.values():
-                probes[index] = probes[longest[: len(index)]]
-        return LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+        num_probes: int,
+        generator: torch.Generator | None,
+        probes: Tensor | None,
+    ) -> Tensor | None:
+        if probes is None:
+            return None
+        spoilt = probes.clone()
+        longest = max(problem.index.values(), key=len)
+        for index in problem.index.values():
+            spoilt[index] = spoilt[longest[: len(index)]]
+        return spoilt
 
 
 class ReusedProbe(WrongTrace):
-    """Draws one probe and reuses it for all products: right on average over runs, never within one."""
+    """Draws one probe for all products: right on average over runs, never within one."""
 
-    def __call__(
+    def spoilt_probes(
         self,
         problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        if probes is None:
-            probes = (
-                Rademacher()
-                .sample(problem.num_params, 1, _given(generator))
-                .expand(-1, self.num_probes)
-            )
-        return LayerwiseTrace(self.num_probes)(problem, probes=probes)
+        num_probes: int,
+        generator: torch.Generator | None,
+        probes: Tensor | None,
+    ) -> Tensor | None:
+        if probes is not None:
+            return probes
+        z = Rademacher().sample(problem.num_params, 1, _given(generator))
+        return z.expand(-1, num_probes)
 
 
 class UnscaledProbes(WrongTrace):
     """Draws uniform entries on [−1, 1] without scaling them to unit variance."""
 
-    def __call__(
+    def spoilt_probes(
         self,
         problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        if probes is None:
-            probes = (
-                Uniform().sample(problem.num_params, self.num_probes, _given(generator)) / 3**0.5
-            )
-        return LayerwiseTrace(self.num_probes)(problem, probes=probes)
+        num_probes: int,
+        generator: torch.Generator | None,
+        probes: Tensor | None,
+    ) -> Tensor | None:
+        if probes is not None:
+            return probes
+        return Uniform().sample(problem.num_params, num_probes, _given(generator)) / 3**0.5
 
 
 class BiasJustOutsideMargin(WrongTrace):
     """Adds 0.52 standard deviations of one probe to every trace, just outside the margin of 0.5."""
 
-    def __call__(
-        self,
-        problem: Problem,
-        generator: torch.Generator | None = None,
-        *,
-        probes: Tensor | None = None,
-    ) -> Estimate:
-        right = LayerwiseTrace(self.num_probes)(problem, generator, probes=probes)
+    def spoilt(self, right: Estimate, problem: Problem) -> Estimate:
         H = hessian(problem).to_dense()
-        blocks = theory.probe_covariance_matrix(H, problem.index, 1.0).diagonal().sqrt()
-        return replace(right, samples=right.samples + 0.52 * blocks.numpy())
+        deviations = theory.probe_covariance_matrix(H, problem.index, 1.0).diagonal().sqrt()
+        return replace(right, samples=right.samples + 0.52 * deviations.numpy())
 
 
 def _given(generator: torch.Generator | None) -> torch.Generator:
+    """The generator, or TypeError where there is none."""
     if generator is None:
         raise TypeError("pass a torch.Generator or probes=")
     return generator
 
 
+# --- distributions --------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Spoilt:
-    """A probe distribution with its draws changed."""
+    """A probe distribution with its draws changed.
+
+    Parameters
+    ----------
+    probe
+        What is declared.
+    change
+        What is made of the P×K draws.
+    """
 
     probe: Probe
     change: Callable[[Tensor], Tensor]
 
     def kurtosis(self, num_params: int) -> float:
+        """That of what is declared."""
         return self.probe.kurtosis(num_params)
 
     def sample(self, num_params: int, num_probes: int, generator: torch.Generator) -> Tensor:
+        """Changed draws, P×K."""
         return self.change(self.probe.sample(num_params, num_probes, generator))
 
 
@@ -221,9 +245,20 @@ def variance_just_outside_margin(probe: Probe) -> Probe:
     return Spoilt(probe, lambda Z: 1.04**0.5 * Z)
 
 
+# --- separated probes ----------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class WrongSeparated:
-    """Wrong separated probes: the right ones, with one step spoilt."""
+    """Wrong separated probes: the right ones, with what they report spoilt.
+
+    Parameters
+    ----------
+    num_probes
+        Sweeps of a call.
+    matrix
+        The matrix that is measured.
+    """
 
     num_probes: int = 10
     matrix: Callable[[Problem], Curvature] = hessian
@@ -233,14 +268,18 @@ class WrongSeparated:
         problem: Problem,
         generator: torch.Generator | None = None,
         *,
+        num_probes: int | None = None,
         probes: Tensor | None = None,
     ) -> Estimate:
-        right = BlockSeparatedTrace(self.num_probes, matrix=self.matrix)(
-            problem, generator, probes=probes
-        )
-        return self.spoilt(right, problem, probes)
+        count = self.num_probes if num_probes is None else num_probes
+        # The draws of the right estimator, known to the step that is spoilt.
+        if probes is None:
+            probes = Rademacher().sample(problem.num_params, count, _given(generator))
+        Z = probes.to(problem.dtype)
+        right = BlockSeparatedTrace(count, matrix=self.matrix)(problem, probes=Z)
+        return self.spoilt(right, problem, Z)
 
-    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor | None) -> Estimate:
+    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor) -> Estimate:
         """What is reported instead of the right estimate."""
         return right
 
@@ -248,19 +287,17 @@ class WrongSeparated:
 class SeparatedInNameOnly(WrongSeparated):
     """Reads all layers off one full-vector product and bills a whole sweep."""
 
-    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor | None) -> Estimate:
-        return replace(
-            LayerwiseTrace(self.num_probes)(problem, probes=probes), num_matvecs=right.num_matvecs
-        )
+    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor) -> Estimate:
+        layerwise = LayerwiseTrace(self.num_probes)(problem, probes=probes)
+        return replace(layerwise, num_matvecs=right.num_matvecs)
 
 
 class LeaksIntoNeighbour(WrongSeparated):
     """Leaves the next layer's entries in the probe, so that one cross block stays."""
 
-    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor | None) -> Estimate:
-        if probes is None:
-            return right
-        samples, names = right.samples.copy(), list(problem.index)
+    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor) -> Estimate:
+        samples = right.samples.copy()
+        names = list(problem.index)
         for l, following in zip(names, [*names[1:], names[0]], strict=True):
             cut = torch.zeros_like(probes)
             for name in (l, following):
@@ -272,24 +309,24 @@ class LeaksIntoNeighbour(WrongSeparated):
 class SweepsForProducts(WrongSeparated):
     """Counts a sweep of L products as one product."""
 
-    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor | None) -> Estimate:
+    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor) -> Estimate:
         return replace(right, num_matvecs=right.num_matvecs // len(problem.index))
 
 
 class SeparatedJustOutsideRounding(WrongSeparated):
     """Reports every trace off by one part in 10⁹, just outside what rounding explains."""
 
-    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor | None) -> Estimate:
+    def spoilt(self, right: Estimate, problem: Problem, probes: Tensor) -> Estimate:
         return replace(right, samples=right.samples * (1 + 2**-30))
 
 
-def __getattr__(name: str) -> Any:
-    """The mutants of all claim packages by name, such as `hesstheory.mutants.doubled_cross_blocks`."""
-    named = {
-        mutant: subject
-        for claim in catalogue().values()
-        for mutant, subject in claim.mutants.items()
-    }
-    if name in named:
-        return named[name]
+# --- the mutants of claims ------------------------------------------------------------------------
+
+
+def __getattr__(name: str) -> object:
+    """The mutants of all claim packages by name, such as `mutants.doubled_cross_blocks`."""
+    # Of two claims with a mutant of one name, the later one has it.
+    for claim in reversed(list(catalogue().values())):
+        if name in claim.mutants:
+            return claim.mutants[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
