@@ -57,8 +57,8 @@ def draw_critical_probes(canvas: Canvas, frame: pd.DataFrame) -> None:
 
 def _counts(frame: pd.DataFrame) -> pd.Series:
     """The counts that a logarithmic colour can show."""
-    counts: pd.Series = frame["k_star"]
-    return counts[np.isfinite(counts) & (counts > 0)]
+    counts = frame["k_star"]
+    return counts[counts.between(0, math.inf, inclusive="neither")]
 
 
 def _norm(counts: pd.Series) -> LogNorm:
