@@ -40,8 +40,8 @@ class NotConvex(ValueError):
     >>> try:
     ...     exact_traces(concave)
     ... except NotConvex as error:
-    ...     print(str(error)[:40])
-    the loss is not convex in the outputs (c
+    ...     print(str(error).partition(" (")[0])
+    the loss is not convex in the outputs
     """
 
 

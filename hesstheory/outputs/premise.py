@@ -36,8 +36,8 @@ class NotPiecewiseLinear(ValueError):
     >>> try:
     ...     exact_traces(problem)
     ... except NotPiecewiseLinear as error:
-    ...     print(str(error)[:38])
-    tr H may not be tr G: in module 'activ
+    ...     print(str(error).partition(",")[0])
+    tr H may not be tr G: in module 'act1' (Tanh)
     """
 
 
