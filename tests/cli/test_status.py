@@ -5,17 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-import typer.testing
+from command_line import hesstheory_
 
 from hesstheory.claims.ledger import Ledger
-from hesstheory.cli.app import app
-
-
-def hesstheory_(*arguments):
-    """The command in this process, without colours and on a wide terminal."""
-    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200", "FORCE_COLOR": None}
-    words = [str(argument) for argument in arguments]
-    return typer.testing.CliRunner().invoke(app, words, env=plain, prog_name="hesstheory")
 
 
 @pytest.fixture

@@ -1,41 +1,22 @@
-"""The command line keeps its contract: exit codes, the JSON, the files, and a message where it is misused."""
+"""`hesstheory validate`: exit codes, the JSON, the files, and a message where it is misused."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
-import tomllib
-from pathlib import Path
 
 import pytest
-import typer.testing
+from command_line import smoke
 from pages import Page
 
-import hesstheory
 from hesstheory import claims
 from hesstheory.claims.ledger import Ledger
 from hesstheory.claims.registry import claim
-from hesstheory.cli import app, main
 from hesstheory.evidence.checks import Check, Kind, Status, Verdict, holds
 from hesstheory.evidence.exact import exact
 
-ROOT = Path(hesstheory.__file__).parents[1]
 NAMES = ("T14", "T2", "T18", "E2")
 IDS = ["E2", "T2", "T14", "T14.a", "T14.b", "T18"]
-
-
-def hesstheory_(*arguments):
-    """The command in this process, without colours and on a wide terminal."""
-    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200", "FORCE_COLOR": None}
-    words = [str(argument) for argument in arguments]
-    return typer.testing.CliRunner().invoke(app, words, env=plain, prog_name="hesstheory")
-
-
-def smoke(*arguments):
-    return hesstheory_("validate", "--profile", "smoke", *arguments)
 
 
 def header(folder):
@@ -47,7 +28,7 @@ def header(folder):
     ][-1]
 
 
-# --- a run whose verdicts are as expected ---------------------------------------------------------------------------
+# --- a run whose verdicts are as expected ---------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +172,7 @@ def test_files_of_the_current_folder_are_renewed_on_demand(tmp_path, monkeypatch
     assert "Renewed in this folder: reports/index.html and figures/; the run was appended" in said
 
 
-# --- verdicts that differ -------------------------------------------------------------------------------------------
+# --- verdicts that differ -------------------------------------------------------------------------
 
 
 def two():
@@ -271,7 +252,8 @@ def test_exit_code(register, tmp_path, cases, code):
     assert bool(surprises) == (code != 0)
     assert f"{len(ids)} claims, {len(surprises)} not as expected" in result.stdout
     for entry in surprises:
-        line = f"{entry['id']}: expected {entry['expected']}, found {entry['verdict']}: {entry['detail']}"
+        found = f"expected {entry['expected']}, found {entry['verdict']}"
+        line = f"{entry['id']}: {found}: {entry['detail']}"
         assert line in result.stdout
         assert f"hesstheory validate {entry['id']} --profile smoke --seed 0" in result.stdout
     page = Page((tmp_path / "reports" / "index.html").read_text(encoding="utf-8"))
@@ -279,7 +261,7 @@ def test_exit_code(register, tmp_path, cases, code):
     assert summary["records_run"] == summary["records_shown"]
 
 
-# --- misuse ---------------------------------------------------------------------------------------------------------
+# --- misuse ---------------------------------------------------------------------------------------
 
 
 def blocked(tmp_path):
@@ -349,7 +331,10 @@ MISUSE = {
 
 @pytest.mark.parametrize(("arguments", "message"), MISUSE.values(), ids=MISUSE)
 def test_misuse(arguments, message, tmp_path, monkeypatch):
-    """Exit code 2 and one message on stderr that holds what is wrong; nothing on stdout, no traceback, no new file."""
+    """Exit code 2, and one message on stderr that says what is wrong.
+
+    Nothing on stdout, no traceback, no new file.
+    """
     monkeypatch.chdir(tmp_path)
     folder = blocked(tmp_path)
     before = set(folder.rglob("*"))
@@ -362,34 +347,7 @@ def test_misuse(arguments, message, tmp_path, monkeypatch):
     assert set(folder.rglob("*")) == before
 
 
-OUTPUTS = {
-    "check, json": (["check", "none.py:none", "--json"], "/proc/x"),
-    "check, junit": (["check", "none.py:none", "--junit"], "/proc/x"),
-    "check, json in no folder": (["check", "none.py:none", "--json"], "none/x"),
-    "mutants, json": (["mutants", "Nothing", "--json"], "/proc/x"),
-    "mutants, out": (["mutants", "Nothing", "--out"], "/proc/x"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "path"), OUTPUTS.values(), ids=OUTPUTS)
-def test_outputs_of_the_other_commands_are_tried_first(arguments, path, tmp_path, monkeypatch):
-    """Before they miss the estimator."""
-    monkeypatch.chdir(tmp_path)
-    result = hesstheory_(*arguments, path)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert re.search(
-        rf"{arguments[-1]} {path}\S*: .*; (name another folder|create it first)", result.stderr
-    )
-
-
-@pytest.mark.parametrize("arguments", [["nonsense"], ["--nonsense"]], ids=str)
-def test_unknown_commands_are_misuse(arguments):
-    result = hesstheory_(*arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert "No such" in result.stderr
-
-
-# --- seeds ----------------------------------------------------------------------------------------------------------
+# --- seeds ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -409,65 +367,3 @@ def test_vary_seed_draws_a_fresh_seed(tmp_path):
 def test_vary_seed_prints_the_seed(tmp_path):
     result = smoke("T14.b", "--vary-seed", "--out", tmp_path)
     assert f"seed {header(tmp_path)['seed']}" in result.output
-
-
-# --- doors ----------------------------------------------------------------------------------------------------------
-
-OPTIONS = (
-    *("--profile", "--vary-seed", "--seed", "--json", "--out", "--workers"),
-    *("--status", "--ledger", "--strict"),
-)
-
-
-def test_help():
-    for arguments in (["--help"], ["validate", "--help"]):
-        result = hesstheory_(*arguments)
-        assert result.exit_code == 0
-        assert "Usage: " in result.stdout
-    assert all(option in result.stdout for option in OPTIONS)
-    assert "Exit codes: 0 right, 1 wrong, 2 misuse, 3 not decidable" in hesstheory_("--help").stdout
-    assert "Usage: " in hesstheory_().output
-
-
-def as_module(*arguments):
-    """`python -m hesstheory` in a process of its own."""
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "NO_COLOR": "1",
-        "TERM": "dumb",
-        "COLUMNS": "200",
-    }
-    environment.pop("FORCE_COLOR", None)
-    return subprocess.run(
-        [sys.executable, "-m", "hesstheory", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["validate", "--help"], ["validate", "--quick"], ["nonsense"]],
-    ids=str,
-)
-def test_module_is_the_same_door(arguments):
-    """Up to the name of the program and the margins of the terminal."""
-
-    def words(text):
-        return re.sub(r"\bpython[\d.]* -m hesstheory", "hesstheory", " ".join(text.split()))
-
-    done, here = as_module(*arguments), hesstheory_(*arguments)
-    assert done.returncode == here.exit_code == (0 if "--help" in arguments else 2)
-    assert words(done.stdout) == words(here.stdout)
-    assert words(done.stderr) == words(here.stderr)
-
-
-def test_command_is_the_same_door(monkeypatch, capsys):
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    assert settings["project"]["scripts"] == {"hesstheory": f"{main.__module__}:{main.__name__}"}
-    monkeypatch.setattr(sys, "argv", ["hesstheory", "validate", "--help"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    assert "--vary-seed" in capsys.readouterr().out
