@@ -14,18 +14,24 @@
 # %% [markdown]
 # # How many probes?
 #
-# On a mini-batch $B$ of $b$ samples the estimate has two kinds of noise. **Probe noise**: each probe $z_k$ gives
-# $q_k=z_{k,l}^\top(H_Bz_k)_l$, which scatters about $\operatorname{tr}H_{B,ll}$ with the variance $V(H_B)$; it
-# shrinks with the number of probes $K$. **Batch noise**: $\operatorname{tr}H_{B,ll}$ scatters about the trace on all
+# On a mini-batch $B$ of $b$ samples the estimate has two kinds of noise. **Probe noise**: each
+# probe $z_k$ gives
+# $q_k=z_{k,l}^\top(H_Bz_k)_l$, which scatters about $\operatorname{tr}H_{B,ll}$ with the variance
+# $V(H_B)$; it
+# shrinks with the number of probes $K$. **Batch noise**: $\operatorname{tr}H_{B,ll}$ scatters about
+# the trace on all
 # data; no number of probes on the same batch removes it. By the law of total variance (claim T10)
 #
 # $$\operatorname{Var}\hat t
-# =\frac{\mathbb E_B[V(H_B)]}{K}+\underbrace{\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]}_{\text{floor}}
+# =\frac{\mathbb
+# E_B[V(H_B)]}{K}+\underbrace{\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]}_{\text{floor}}
 # =\text{floor}\cdot\Bigl(1+\frac{K^*}K\Bigr),
 # \qquad K^*=\frac{\mathbb E_B[V(H_B)]}{\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]}.$$
 #
-# $K^*$ is where the two noises are equal: the variance is then exactly twice the floor, and a hundred probes more
-# cannot do better than halve it (claim T11). We compute $K^*$ exactly on a small network, see what it depends on,
+# $K^*$ is where the two noises are equal: the variance is then exactly twice the floor, and a
+# hundred probes more
+# cannot do better than halve it (claim T11). We compute $K^*$ exactly on a small network, see what
+# it depends on,
 # estimate it from data, and end with sample sizes that keep a promise.
 
 # %%
@@ -58,18 +64,22 @@ problem
 # %% [markdown]
 # ## Every mini-batch, every sign
 #
-# Eight samples and $b=3$ give 56 mini-batches, few enough to visit all of them. The law of total variance then is
-# arithmetic: for each batch the exact variance over all signs (an orthogonal array of strength four stands for the
+# Eight samples and $b=3$ give 56 mini-batches, few enough to visit all of them. The law of total
+# variance then is
+# arithmetic: for each batch the exact variance over all signs (an orthogonal array of strength four
+# stands for the
 # $2^P$ sign vectors) and the exact trace.
 #
-# The formulas need no batches at all. With $S_t^2$ the variance of the per-sample traces and $f=1-b/n$ the
+# The formulas need no batches at all. With $S_t^2$ the variance of the per-sample traces and
+# $f=1-b/n$ the
 # finite-population factor of drawing without replacement,
 #
 # $$\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]=\frac{S_t^2f}{b},
 # \qquad \mathbb E_B[V(H_B)]=V(\bar H)+\frac{S_qf}{b},\qquad
 # S_q=\frac1{n-1}\sum_nV(H_n-\bar H).$$
 #
-# The second one holds because $V$ is a quadratic form in the matrix. It says that a mini-batch is *noisier* than the
+# The second one holds because $V$ is a quadratic form in the matrix. It says that a mini-batch is
+# *noisier* than the
 # full data: putting the full-batch Hessian into the numerator makes $K^*$ too small.
 
 
@@ -92,17 +102,21 @@ def moments(H_n, l):
     return probe_variance(mean, l), S_q, float(np.var([trace(M, l) for M in H_n], ddof=1))
 
 
-layer, b = "layer2", 3
+layer = "layer2"
+b = 3
 eight = H_n[:8]
 V_of_mean, S_q, S_t2 = moments(eight, layer)
 batches = [eight[list(B)].mean(0) for B in combinations(range(8), b)]
-signs, i = strength_four_signs(problem.num_params), index[layer]
-of_batch, trace_of_batch = [], []
+signs = strength_four_signs(problem.num_params)
+i = index[layer]
+of_batch = []
+trace_of_batch = []
 for M in batches:
     q = (signs[i] * (M[i] @ signs)).sum(0)
     of_batch.append(float(q.var(correction=0)))
     trace_of_batch.append(float(q.mean()))
-noise, floor = np.mean(of_batch), np.var(trace_of_batch)
+noise = np.mean(of_batch)
+floor = np.var(trace_of_batch)
 
 # Rounding: sums over the parameters and the columns, of numbers below (Σ |H_ij|)².
 rounding = (
@@ -120,14 +134,17 @@ assert naive < critical, "the full-batch Hessian under-estimates K*"
 twice = theory.total_variance_curve(floor, critical, critical)
 assert abs(twice - 2 * floor) <= 10 * EPS * floor
 print(
-    f"K* = {critical:.3f} over all 56 mini-batches; the full-batch Hessian in the numerator would give {naive:.3f}"
+    f"K* = {critical:.3f} over all 56 mini-batches; the full-batch Hessian in the numerator "
+    f"would give {naive:.3f}"
 )
 
 # %% [markdown]
 # ## The variance over $K$
 #
-# All 24 samples now, three batch sizes. On the log-log plot the variance falls like $1/K$ until about $K^*$ (dot),
-# then lies flat on its floor (dashed). A larger batch lowers the floor faster than the probe noise, so
+# All 24 samples now, three batch sizes. On the log-log plot the variance falls like $1/K$ until
+# about $K^*$ (dot),
+# then lies flat on its floor (dashed). A larger batch lowers the floor faster than the probe noise,
+# so
 # $K^*=(b\,V(\bar H)/f+S_q)/S_t^2$ **grows with $b$**.
 
 # %%
@@ -164,13 +181,16 @@ assert critical_of[2] < critical_of[6] < critical_of[18]
 # %% [markdown]
 # ## At a fixed cost there is a best $K$
 #
-# A mini-batch costs $c_0$ (load it, build the graph) and each probe $c_1$. A budget $C$ buys $C/(c_0+c_1K)$
+# A mini-batch costs $c_0$ (load it, build the graph) and each probe $c_1$. A budget $C$ buys
+# $C/(c_0+c_1K)$
 # independent mini-batches, and the variance of their mean is
 #
 # $$\frac{\text{floor}}C\Bigl(1+\frac{K^*}K\Bigr)(c_0+c_1K),$$
 #
-# a U-shaped curve with its minimum at $K=\sqrt{(c_0/c_1)K^*}$ (claim T13): **much** fewer probes than $K^*$ when
-# batches are cheap. In the limit of a fresh mini-batch for every probe there is no floor at all (claim T15).
+# a U-shaped curve with its minimum at $K=\sqrt{(c_0/c_1)K^*}$ (claim T13): **much** fewer probes
+# than $K^*$ when
+# batches are cheap. In the limit of a fresh mini-batch for every probe there is no floor at all
+# (claim T15).
 
 # %%
 b = 6
@@ -203,7 +223,8 @@ assert (
 # %% [markdown]
 # ## No single number is right (claim T12)
 #
-# "Use 5 to 10 probes" is sometimes heard. Here is $K^*$ for every layer of three networks, before and after training,
+# "Use 5 to 10 probes" is sometimes heard. Here is $K^*$ for every layer of three networks, before
+# and after training,
 # and two batch sizes.
 
 # %%
@@ -251,7 +272,8 @@ assert critical_table["K*"].max() > 10 * critical_table["K*"].min(), (
 )
 assert inside < 0.5, "the recommended range misses most layers"
 print(
-    f"K* from {critical_table['K*'].min():.2f} to {critical_table['K*'].max():.1f}; inside [5, 10]: {inside:.0%}"
+    f"K* from {critical_table['K*'].min():.2f} to {critical_table['K*'].max():.1f}; inside [5, "
+    f"10]: {inside:.0%}"
 )
 critical_table.pivot_table(
     index=["network", "layer"], columns=["stage", "b"], values="K*", sort=False
@@ -260,12 +282,16 @@ critical_table.pivot_table(
 # %% [markdown]
 # ## Estimating $K^*$ while training (claim T14)
 #
-# Nobody has per-sample Hessians in practice, but everybody can draw $M$ mini-batches with $K\ge2$ probes each: a
-# one-way analysis of variance. With $F=\text{MSB}/\text{MSW}$ the estimate is $1/\hat K^*=(F-1)/K$. Work with the
-# *inverse*: $\hat K^*$ itself has no finite mean, for $F-1$ comes near zero, while $1/\hat K^*$ has the small, known
+# Nobody has per-sample Hessians in practice, but everybody can draw $M$ mini-batches with $K\ge2$
+# probes each: a
+# one-way analysis of variance. With $F=\text{MSB}/\text{MSW}$ the estimate is $1/\hat K^*=(F-1)/K$.
+# Work with the
+# *inverse*: $\hat K^*$ itself has no finite mean, for $F-1$ comes near zero, while $1/\hat K^*$ has
+# the small, known
 # bias $2(1+K\rho)/(K(\nu_2-2))$ for normal data, $\rho=1/K^*$ and $\nu_2=M(K-1)$.
 #
-# First with normal numbers of known variances, where the formula is exact; then on the network, whose quadratic forms
+# First with normal numbers of known variances, where the formula is exact; then on the network,
+# whose quadratic forms
 # are not normal.
 
 
@@ -274,7 +300,9 @@ def inverse_critical(q):
     return theory.anova(q).inverse_critical
 
 
-rho, M, K = 0.5, 6, 3
+rho = 0.5
+M = 6
+K = 3
 repeats = 5_000
 between = rho**0.5 * torch.randn(repeats, M, 1, generator=generator, dtype=torch.float64)
 within = torch.randn(repeats, M, K, generator=generator, dtype=torch.float64)
@@ -314,30 +342,37 @@ for ax in axes:
 # Not normal, so the correction is not exact here: the mean is asked to be right within a quarter.
 assert abs(corrected.mean() - truth) < 0.25 * truth + 6 * corrected.std() / len(corrected) ** 0.5
 print(
-    f"1/K* exact {truth:.3f}; mean estimate {estimates.mean():.3f}, corrected {corrected.mean():.3f}"
+    f"1/K* exact {truth:.3f}; mean estimate {estimates.mean():.3f}, corrected "
+    f"{corrected.mean():.3f}"
 )
 
 # %% [markdown]
 # ## Probes for a promised error
 #
-# On fixed data (no batch noise): how many probes keep the error below half of the trace except with probability
+# On fixed data (no batch noise): how many probes keep the error below half of the trace except with
+# probability
 # $\delta=5\,\%$? From weak to strong assumptions:
 #
 # * **Chebyshev**, any distribution: $K=V/(\delta\varepsilon^2)$;
 # * **sub-exponential**, a theorem about signs: $K=(8\lVert A\rVert^2+4\varepsilon\lVert
-#   A\rVert_2)/\varepsilon^2\cdot\log(2/\delta)$, with $A_l=(E_lH+HE_l)/2$ the matrix of the quadratic form
-#   $q_l=z^\top A_lz$, without its diagonal. It is *not* $H_{ll}$: $A_l$ holds the cross blocks and is indefinite even
+#   A\rVert_2)/\varepsilon^2\cdot\log(2/\delta)$, with $A_l=(E_lH+HE_l)/2$ the matrix of the
+#   quadratic form
+#   $q_l=z^\top A_lz$, without its diagonal. It is *not* $H_{ll}$: $A_l$ holds the cross blocks and
+#   is indefinite even
 #   for $H\succeq0$ (claim T17);
 # * **normal**: $K=z_{1-\delta/2}^2V/\varepsilon^2$, an approximation without a guarantee.
 #
-# Chebyshev costs $1/\delta$, the theorem $\log(1/\delta)$. We count how often the promise is broken in 1000 runs
+# Chebyshev costs $1/\delta$, the theorem $\log(1/\delta)$. We count how often the promise is broken
+# in 1000 runs
 # each.
 
 # %%
-level, num_runs = 0.05, 1000
+level = 0.05
+num_runs = 1000
 records = []
 for l, i in index.items():
-    error, V = 0.5 * abs(trace(H_bar, l)), probe_variance(H_bar, l)
+    error = 0.5 * abs(trace(H_bar, l))
+    V = probe_variance(H_bar, l)
     A = theory.quadratic_form(H_bar, i)
     A = A - A.diagonal().diag()
     norms = float(A.norm()), float(torch.linalg.matrix_norm(A, 2))
@@ -358,7 +393,8 @@ sizes = pd.DataFrame(records)
 
 # One product serves all layers: a single stream of probes is enough for every rule.
 promised = sizes.query("delta == @level").copy()
-pieces, left = [], num_runs * promised["probes"].max()
+pieces = []
+left = num_runs * promised["probes"].max()
 while left > 0:
     z = Rademacher().sample(problem.num_params, min(left, 20_000), generator)
     Hz = H_bar @ z
@@ -385,7 +421,8 @@ assert approximate.between(level / 2, 2 * level).all(), (
 promised.pivot(index="layer", columns="rule", values=["probes", "missed"])
 
 # %% [markdown]
-# The guarantees are kept with room to spare, which is their price. At $\delta=10^{-6}$, which a whole test suite may
+# The guarantees are kept with room to spare, which is their price. At $\delta=10^{-6}$, which a
+# whole test suite may
 # need, Chebyshev asks for $5\cdot10^4$ times as many probes and the theorem for four times as many:
 
 # %%
@@ -394,7 +431,8 @@ sizes.pivot(index=["layer", "delta"], columns="rule", values="probes")
 # %% [markdown]
 # ## In practice
 #
-# A pilot run of a few dozen probes gives $s^2$, and with it a count for the error that is wanted; the final estimate
+# A pilot run of a few dozen probes gives $s^2$, and with it a count for the error that is wanted;
+# the final estimate
 # carries its own interval.
 
 # %%
@@ -415,7 +453,10 @@ print(f"{needed} probes")
 report
 
 # %% [markdown]
-# **What to remember.** Find the floor first: beyond a few $K^*$ more probes on the same batch are wasted. $K^*$
-# depends on layer, stage and batch size, so estimate it by the analysis of variance above instead of quoting a
-# number. If batches are cheap, take a fresh one for every probe. `hesstheory validate T10 T11 T12 T13 T14 T15`
+# **What to remember.** Find the floor first: beyond a few $K^*$ more probes on the same batch are
+# wasted. $K^*$
+# depends on layer, stage and batch size, so estimate it by the analysis of variance above instead
+# of quoting a
+# number. If batches are cheap, take a fresh one for every probe. `hesstheory validate T10 T11 T12
+# T13 T14 T15`
 # decides these statements with mutants.

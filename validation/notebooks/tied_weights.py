@@ -14,20 +14,27 @@
 # %% [markdown]
 # # Tied weights: the trace that is lost between two uses
 #
-# A recurrent network uses one matrix at every step, a tied autoencoder uses it once to encode and once to decode.
-# Call the tensor $w$ and its uses $r=1,\dots,T$. Pretend for a moment that every use had a tensor $w_r$ of its own.
-# The Hessian of this *unrolled* network has blocks $U_{rs}=\partial^2R/\partial w_r\partial w_s$, and the chain rule
+# A recurrent network uses one matrix at every step, a tied autoencoder uses it once to encode and
+# once to decode.
+# Call the tensor $w$ and its uses $r=1,\dots,T$. Pretend for a moment that every use had a tensor
+# $w_r$ of its own.
+# The Hessian of this *unrolled* network has blocks $U_{rs}=\partial^2R/\partial w_r\partial w_s$,
+# and the chain rule
 # with $w_1=\dots=w_T=w$ gives
 #
 # $$H_w=\sum_{r=1}^{T}\sum_{s=1}^{T}U_{rs}.$$
 #
-# A program that does not know of the tie treats the uses as separate tensors, each with a probe of its own. It
+# A program that does not know of the tie treats the uses as separate tensors, each with a probe of
+# its own. It
 # estimates $\sum_r\operatorname{tr}U_{rr}$ and is off by (claim T7)
 #
-# $$\text{bias}=\sum_r\operatorname{tr}U_{rr}-\operatorname{tr}H_w=-\sum_{r\ne s}\operatorname{tr}U_{rs}.$$
+# $$\text{bias}=\sum_r\operatorname{tr}U_{rr}-\operatorname{tr}H_w=-\sum_{r\ne
+# s}\operatorname{tr}U_{rs}.$$
 #
-# More probes do not help, and the sign can be anything. Here is the smallest example of each sign, what bounds the
-# bias, and the ways in which PyTorch code loses a tie. Every expectation below is an average over **all** sign
+# More probes do not help, and the sign can be anything. Here is the smallest example of each sign,
+# what bounds the
+# bias, and the ways in which PyTorch code loses a tie. Every expectation below is an average over
+# **all** sign
 # vectors, so nothing is left to chance.
 
 # %%
@@ -57,8 +64,10 @@ def same(left, right, magnitude, terms=5000):
 # %% [markdown]
 # ## One number, used twice in a row
 #
-# $f=w_2w_1$ with the loss $\tfrac12f^2$ at $w_1=w_2=1$. The second derivatives are $U_{11}=w_2^2=1$, $U_{22}=w_1^2=1$
-# and $U_{12}=2w_1w_2=2$. The tied loss is $\tfrac12w^4$, with second derivative $6w^2=6=1+1+2+2$. Separate probes
+# $f=w_2w_1$ with the loss $\tfrac12f^2$ at $w_1=w_2=1$. The second derivatives are
+# $U_{11}=w_2^2=1$, $U_{22}=w_1^2=1$
+# and $U_{12}=2w_1w_2=2$. The tied loss is $\tfrac12w^4$, with second derivative $6w^2=6=1+1+2+2$.
+# Separate probes
 # report $1+1=2$: a bias of $-4$.
 
 # %%
@@ -74,16 +83,20 @@ U.reshape(2, 2)
 # ## Two uses side by side: every sign
 #
 # $f=Wx_1+Wx_2$ with the loss $\tfrac12\lVert f-y\rVert^2$, $d$ outputs. Then
-# $\operatorname{tr}U_{rs}=d\cdot\operatorname{mean}(x_r\cdot x_s)$: the bias is $-2d\operatorname{mean}(x_1\cdot
-# x_2)$, and the correlation of the two inputs alone decides the sign. Let $x_2$ have the length of $x_1$ and the
+# $\operatorname{tr}U_{rs}=d\cdot\operatorname{mean}(x_r\cdot x_s)$: the bias is
+# $-2d\operatorname{mean}(x_1\cdot
+# x_2)$, and the correlation of the two inputs alone decides the sign. Let $x_2$ have the length of
+# $x_1$ and the
 # angle $\phi$ to it, and turn it.
 #
-# $U$ is positive semidefinite here, since the loss is convex in the outputs and the outputs are linear in $W$. Then
+# $U$ is positive semidefinite here, since the loss is convex in the outputs and the outputs are
+# linear in $W$. Then
 # the bias is bounded (claim T8):
 #
 # $$-(T-1)\sum_r\operatorname{tr}U_{rr}\;\le\;\text{bias}\;\le\;\sum_r\operatorname{tr}U_{rr}.$$
 #
-# The upper bound is $\operatorname{tr}H_w\ge0$, the lower one Cauchy-Schwarz. Both are attained: by opposite and by
+# The upper bound is $\operatorname{tr}H_w\ge0$, the lower one Cauchy-Schwarz. Both are attained: by
+# opposite and by
 # equal inputs.
 
 # %%
@@ -114,9 +127,11 @@ curve = []
 for cosine in np.linspace(-1, 1, 21):
     tied = side_by_side(cosine)
     U = unrolled_hessian(tied, "first.weight")
-    bounds, own = theory.tied_bias_bounds(U), float(U.abs().sum())
+    bounds = theory.tied_bias_bounds(U)
+    own = float(U.abs().sum())
     truth = float(hessian(tied).to_dense().trace())
-    right, wrong = mean_over_all_signs(tied), mean_over_all_signs(untied(tied))
+    right = mean_over_all_signs(tied)
+    wrong = mean_over_all_signs(untied(tied))
     assert same(right, truth, own), "one leaf, one probe: no bias"
     assert same(wrong - right, theory.tied_bias(U), own)
     assert same(wrong - right, -4 * cosine * x1.square().sum(1).mean(), own), (
@@ -163,9 +178,12 @@ _ = ax.legend(fontsize=8)
 # %% [markdown]
 # ## Two uses in a row: every sign again
 #
-# In series, $f=WWx$, the unrolled Hessian also holds the residual $f-y$ and need not be semidefinite: the bounds do
-# not apply and `tied_bias_bounds` refuses. The hand example above leaves them: its bias is $-4$ with
-# $\sum_r\operatorname{tr}U_{rr}=2$. The zoo builds one pair of ties, parallel and in series, for each sign.
+# In series, $f=WWx$, the unrolled Hessian also holds the residual $f-y$ and need not be
+# semidefinite: the bounds do
+# not apply and `tied_bias_bounds` refuses. The hand example above leaves them: its bias is $-4$
+# with
+# $\sum_r\operatorname{tr}U_{rr}=2$. The zoo builds one pair of ties, parallel and in series, for
+# each sign.
 
 # %%
 outside = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64).reshape(2, 1, 2, 1)
@@ -182,7 +200,8 @@ for sign in (1, -1, 0):
     for pair in zoo.tied_pairs(sign, generator):
         U = unrolled_hessian(pair.problem, "first.weight")
         own = U.abs().sum()
-        right, wrong = mean_over_all_signs(pair.problem), mean_over_all_signs(untied(pair.problem))
+        right = mean_over_all_signs(pair.problem)
+        wrong = mean_over_all_signs(untied(pair.problem))
         rows.append({"tie": pair.name, "sign": sign, "one probe": right, "separate probes": wrong})
         assert same(right, pair.trace, own)
         assert same(wrong - right, pair.bias, own)
@@ -211,7 +230,8 @@ ax.legend(fontsize=8)
 signs
 
 # %% [markdown]
-# **The cure without rewriting the network** is to copy *one* probe to all uses. Then $\mathbb E\sum_{rs}z^\top
+# **The cure without rewriting the network** is to copy *one* probe to all uses. Then $\mathbb
+# E\sum_{rs}z^\top
 # U_{rs}z=\sum_{rs}\operatorname{tr}U_{rs}=\operatorname{tr}H_w$.
 
 # %%
@@ -225,13 +245,15 @@ separate = torch.einsum("rik,risj,sjk->k", Z, U, Z).mean()
 assert same(copied, pair.trace, U.abs().sum())
 assert same(separate, pair.trace + pair.bias, U.abs().sum())
 print(
-    f"exact {pair.trace:.6f}; one probe for both uses {float(copied):.6f}; separate probes {float(separate):.6f}"
+    f"exact {pair.trace:.6f}; one probe for both uses {float(copied):.6f}; separate probes "
+    f"{float(separate):.6f}"
 )
 
 # %% [markdown]
 # ## A recurrent network on the digits
 #
-# The rows of a digit are read one after another, so the recurrent matrix is used seven times. The heat map shows
+# The rows of a digit are read one after another, so the recurrent matrix is used seven times. The
+# heat map shows
 # $\operatorname{tr}U_{rs}$: everything off the diagonal is lost by separate probes.
 
 # %%
@@ -256,8 +278,10 @@ for ax, steps in zip(axes, (0, 300), strict=True):
 # %% [markdown]
 # ## How PyTorch code loses a tie
 #
-# The trap is always the same: the derivative is taken in something else than the one leaf tensor that all uses share.
-# Each of the following looks reasonable. `trace_in` is exact: it differentiates the loss twice in the listed tensors
+# The trap is always the same: the derivative is taken in something else than the one leaf tensor
+# that all uses share.
+# Each of the following looks reasonable. `trace_in` is exact: it differentiates the loss twice in
+# the listed tensors
 # and takes the trace.
 
 
@@ -276,15 +300,19 @@ def trace_in(loss, leaves):
 
 
 pair, _ = zoo.tied_pairs(1, generator)
-model, loss_fn, (first, *_) = pair.problem.model, pair.problem.loss_fn, pair.problem.batches
+model = pair.problem.model
+loss_fn = pair.problem.loss_fn
+(first, *_) = pair.problem.batches
 problem = Problem(model, loss_fn, [first])
 inputs, targets = first
 U = unrolled_hessian(problem, "first.weight")
-truth, separate = float(torch.einsum("risi->", U)), float(torch.einsum("riri->", U))
+truth = float(torch.einsum("risi->", U))
+separate = float(torch.einsum("riri->", U))
 found = {}
 
 # %% [markdown]
-# 1. **Listing parameters with duplicates.** `named_parameters(remove_duplicate=False)` names the one leaf twice, and
+# 1. **Listing parameters with duplicates.** `named_parameters(remove_duplicate=False)` names the
+#    one leaf twice, and
 #    its whole trace is counted once per name.
 
 # %%
@@ -295,7 +323,8 @@ found["named_parameters(remove_duplicate=False)"] = trace_in(
 assert same(found["named_parameters(remove_duplicate=False)"], 2 * truth, U.abs().sum())
 
 # %% [markdown]
-# 2. **A functional call with a tensor for every name.** `functional_call(..., tie_weights=False)` puts separate
+# 2. **A functional call with a tensor for every name.** `functional_call(..., tie_weights=False)`
+#    puts separate
 #    tensors into the two modules.
 
 # %%
@@ -310,7 +339,8 @@ found["functional_call(tie_weights=False)"] = trace_in(
 assert same(found["functional_call(tie_weights=False)"], separate, U.abs().sum())
 
 # %% [markdown]
-# 3. **Two `nn.Parameter`s over one storage.** They share numbers, so training even looks right for a while, but
+# 3. **Two `nn.Parameter`s over one storage.** They share numbers, so training even looks right for
+#    a while, but
 #    autograd sees two leaves. `Problem` notices and refuses.
 
 # %%
@@ -328,9 +358,12 @@ else:
     raise AssertionError("two parameters over one storage must be refused")
 
 # %% [markdown]
-# 4. **Differentiating in a parametrised tensor.** A weight under `torch.nn.utils.parametrize` is computed anew at
-#    every access: the tensor that `module.weight` returns is not the one that the forward pass used. With
-#    `allow_unused=True` the answer is a silent zero. The leaf is `parametrizations.weight.original`, which is what
+# 4. **Differentiating in a parametrised tensor.** A weight under `torch.nn.utils.parametrize` is
+#    computed anew at
+#    every access: the tensor that `module.weight` returns is not the one that the forward pass
+#    used. With
+#    `allow_unused=True` the answer is a silent zero. The leaf is
+#    `parametrizations.weight.original`, which is what
 #    `Problem` lists.
 
 
@@ -354,8 +387,10 @@ assert list(aware.params) == ["first.parametrizations.weight.original"]
 assert same(hessian(aware).to_dense().trace(), 4 * truth, 4 * U.abs().sum())
 
 # %% [markdown]
-# 5. **Reentrant checkpointing** hides the parameters of the recomputed part from `torch.autograd.grad`. The trace is
-#    a zero again, but not a silent one: `Problem` warns that the loss does not reach them. The other kind of
+# 5. **Reentrant checkpointing** hides the parameters of the recomputed part from
+#    `torch.autograd.grad`. The trace is
+#    a zero again, but not a silent one: `Problem` warns that the loss does not reach them. The
+#    other kind of
 #    checkpointing is fine.
 
 
@@ -363,7 +398,8 @@ assert same(hessian(aware).to_dense().trace(), 4 * truth, 4 * U.abs().sum())
 class Checkpointed(nn.Module):
     def __init__(self, inner, use_reentrant):
         super().__init__()
-        self.inner, self.use_reentrant = inner, use_reentrant
+        self.inner = inner
+        self.use_reentrant = use_reentrant
 
     def forward(self, x):
         return checkpoint(self.inner, x.requires_grad_(), use_reentrant=self.use_reentrant)
@@ -398,6 +434,8 @@ assert same(found["library, one shared nn.Parameter"], truth, U.abs().sum())
 pd.Series(found, name=f"trace, exact value {truth:.4f}").to_frame()
 
 # %% [markdown]
-# **What to remember.** A tied tensor is one block, whose trace holds the cross terms between its uses. Without them
-# the error has any sign, is not random, and no number of probes removes it. In PyTorch: differentiate in the leaf,
+# **What to remember.** A tied tensor is one block, whose trace holds the cross terms between its
+# uses. Without them
+# the error has any sign, is not random, and no number of probes removes it. In PyTorch:
+# differentiate in the leaf,
 # list every leaf once. `hesstheory validate T7 T8 T9` decides these statements with mutants.

@@ -14,15 +14,20 @@
 # %% [markdown]
 # # Unbiasedness and variance of the layer-wise trace, from scratch
 #
-# A network of a million parameters has a Hessian $H$ of $10^{12}$ entries, which nobody writes down. What autograd
-# gives is the product $Hz$ with a vector, at the price of about two gradients. Hutchinson's trick turns such products
-# into traces: draw a random $z$ with $\mathbb E\,zz^\top=I$, then $\mathbb E\,z^\top Hz=\operatorname{tr}H$. Cut $z$
+# A network of a million parameters has a Hessian $H$ of $10^{12}$ entries, which nobody writes
+# down. What autograd
+# gives is the product $Hz$ with a vector, at the price of about two gradients. Hutchinson's trick
+# turns such products
+# into traces: draw a random $z$ with $\mathbb E\,zz^\top=I$, then $\mathbb E\,z^\top
+# Hz=\operatorname{tr}H$. Cut $z$
 # and $Hz$ along the layers $l=1,\dots,L$ and **one** product gives one number per layer,
 #
 # $$q_l = z_l^\top (Hz)_l = \sum_{i\in l}\sum_{j} z_i H_{ij} z_j .$$
 #
-# Two questions: *is the mean of $q_l$ the trace of the diagonal block $H_{ll}$?* and *how much does $q_l$ scatter?*
-# We answer both without sampling. The network below is so small that **all** sign vectors can be tried, so that the
+# Two questions: *is the mean of $q_l$ the trace of the diagonal block $H_{ll}$?* and *how much does
+# $q_l$ scatter?*
+# We answer both without sampling. The network below is so small that **all** sign vectors can be
+# tried, so that the
 # mean and the variance are finite sums. These are claims T1 to T4 of the catalogue.
 
 # %%
@@ -51,7 +56,8 @@ generator = torch.Generator().manual_seed(0)
 # %% [markdown]
 # ## A network by hand
 #
-# Two inputs, two tanh units, two classes: $f(x)=W_2\tanh(W_1x+b_1)+b_2$ with cross-entropy. Layer 1 owns $W_1$ and
+# Two inputs, two tanh units, two classes: $f(x)=W_2\tanh(W_1x+b_1)+b_2$ with cross-entropy. Layer 1
+# owns $W_1$ and
 # $b_1$, layer 2 owns $W_2$ and $b_2$: 12 parameters, $2^{12}=4096$ sign vectors.
 
 
@@ -61,12 +67,16 @@ def normal(*shape):
 
 
 theta = normal(12)
-inputs, targets = normal(20, 2), torch.arange(20) % 2
+inputs = normal(20, 2)
+targets = torch.arange(20) % 2
 rows = {"layer1": slice(0, 6), "layer2": slice(6, 12)}
 
 
 def risk(theta):
-    W1, b1, W2, b2 = theta[0:4].view(2, 2), theta[4:6], theta[6:10].view(2, 2), theta[10:12]
+    W1 = theta[0:4].view(2, 2)
+    b1 = theta[4:6]
+    W2 = theta[6:10].view(2, 2)
+    b2 = theta[10:12]
     outputs = torch.tanh(inputs @ W1.T + b1) @ W2.T + b2
     return torch.nn.functional.cross_entropy(outputs, targets)
 
@@ -92,10 +102,13 @@ assert np.abs(H - H.T).max() <= 100 * EPS * largest, "second derivatives commute
 #
 # $\mathbb E\,z_iz_j=\delta_{ij}$ removes every term but $i=j\in l$:
 #
-# $$\mathbb E\,q_l=\sum_{i\in l}\sum_j H_{ij}\,\mathbb E\,z_iz_j=\sum_{i\in l}H_{ii}=\operatorname{tr}H_{ll}.$$
+# $$\mathbb E\,q_l=\sum_{i\in l}\sum_j H_{ij}\,\mathbb E\,z_iz_j=\sum_{i\in
+# l}H_{ii}=\operatorname{tr}H_{ll}.$$
 #
-# Neither independence nor $\mathbb E\,z=0$ was used, only $\mathbb E\,zz^\top=I$. The average over all 4096 sign
-# vectors is this expectation, so the two sides may differ by rounding alone: at most (number of additions) ×
+# Neither independence nor $\mathbb E\,z=0$ was used, only $\mathbb E\,zz^\top=I$. The average over
+# all 4096 sign
+# vectors is this expectation, so the two sides may differ by rounding alone: at most (number of
+# additions) ×
 # $\varepsilon$ × (sum of absolute values).
 
 # %%
@@ -113,9 +126,12 @@ pd.DataFrame(
 )
 
 # %% [markdown]
-# **A mistake that looks harmless.** Suppose a program re-seeds its generator for every layer, so that both layers get
-# the same signs. Then $\mathbb E\,z_1z_2^\top=I$ instead of $0$ and the trace of the *cross* block slips in: $\mathbb
-# E\,q_1=\operatorname{tr}H_{11}+\operatorname{tr}H_{12}$. The error does not shrink with more probes.
+# **A mistake that looks harmless.** Suppose a program re-seeds its generator for every layer, so
+# that both layers get
+# the same signs. Then $\mathbb E\,z_1z_2^\top=I$ instead of $0$ and the trace of the *cross* block
+# slips in: $\mathbb
+# E\,q_1=\operatorname{tr}H_{11}+\operatorname{tr}H_{12}$. The error does not shrink with more
+# probes.
 
 # %%
 half = np.array(list(product((-1.0, 1.0), repeat=6))).T
@@ -126,26 +142,34 @@ added = np.trace(H[:6, 6:])
 assert abs(wrong - (traces["layer1"] + added)) <= 200 * EPS * np.abs(H[:6]).sum()
 assert abs(added) > 0.01 * abs(traces["layer1"]), "on this network the mistake is visible"
 print(
-    f"tr H_11 = {traces['layer1']:.4f}; with re-seeded probes the mean is {wrong:.4f}, off by tr H_12 = {added:+.4f}"
+    f"tr H_11 = {traces['layer1']:.4f}; with re-seeded probes the mean is {wrong:.4f}, off by tr "
+    f"H_12 = {added:+.4f}"
 )
 
 # %% [markdown]
 # ## The variance (claim T2)
 #
-# Let the entries of $z$ be independent with mean 0, variance 1 and fourth moment $\kappa=\mathbb E z_i^4$. Split
-# $q_l=z_l^\top H_{ll}z_l+\sum_{m\ne l}z_l^\top H_{lm}z_m$. The parts are uncorrelated, since each holds other
+# Let the entries of $z$ be independent with mean 0, variance 1 and fourth moment $\kappa=\mathbb E
+# z_i^4$. Split
+# $q_l=z_l^\top H_{ll}z_l+\sum_{m\ne l}z_l^\top H_{lm}z_m$. The parts are uncorrelated, since each
+# holds other
 # products of entries:
 #
-# * $\sum_{i\in l}H_{ii}z_i^2$ has variance $(\kappa-1)\sum_{i\in l}H_{ii}^2$, for $\operatorname{Var}z_i^2=\kappa-1$;
-# * $2\sum_{i<j\in l}H_{ij}z_iz_j$ has variance $4\sum_{i<j}H_{ij}^2=2\bigl(\lVert H_{ll}\rVert^2-\sum_i
+# * $\sum_{i\in l}H_{ii}z_i^2$ has variance $(\kappa-1)\sum_{i\in l}H_{ii}^2$, for
+#   $\operatorname{Var}z_i^2=\kappa-1$;
+# * $2\sum_{i<j\in l}H_{ij}z_iz_j$ has variance $4\sum_{i<j}H_{ij}^2=2\bigl(\lVert
+#   H_{ll}\rVert^2-\sum_i
 #   H_{ii}^2\bigr)$;
-# * $\sum_{i\in l,\,j\in m}H_{ij}z_iz_j$ has variance $\lVert H_{lm}\rVert^2$: every pair occurs **once**, not twice.
+# * $\sum_{i\in l,\,j\in m}H_{ij}z_iz_j$ has variance $\lVert H_{lm}\rVert^2$: every pair occurs
+#   **once**, not twice.
 #
 # Added up,
 #
-# $$\operatorname{Var}q_l=2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in l}H_{ii}^2+\sum_{m\ne l}\lVert H_{lm}\rVert^2 .$$
+# $$\operatorname{Var}q_l=2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in l}H_{ii}^2+\sum_{m\ne l}\lVert
+# H_{lm}\rVert^2 .$$
 #
-# The first two terms are the classical variance for the matrix $H_{ll}$ alone. The last one is the price of using one
+# The first two terms are the classical variance for the matrix $H_{ll}$ alone. The last one is the
+# price of using one
 # product for all layers, and the term that is easily forgotten.
 
 
@@ -176,8 +200,10 @@ for layer, i in rows.items():
 pd.DataFrame(table)
 
 # %% [markdown]
-# **Two layers share a product**, so their estimates are correlated: $\operatorname{Cov}(q_l,q_m)=\lVert
-# H_{lm}\rVert^2\ge0$ (claim T3), since the same products $z_iz_j$ occur in both. Variances and covariances together
+# **Two layers share a product**, so their estimates are correlated:
+# $\operatorname{Cov}(q_l,q_m)=\lVert
+# H_{lm}\rVert^2\ge0$ (claim T3), since the same products $z_iz_j$ occur in both. Variances and
+# covariances together
 # make the classical variance of $z^\top Hz$.
 
 # %%
@@ -193,8 +219,10 @@ print(f"covariance over all signs {covariance:.6f}, squared norm of H_12 {cross:
 # %% [markdown]
 # ## Signs or normal numbers? (claim T4)
 #
-# $\kappa$ enters only through $\sum H_{ii}^2$. Signs have $\kappa=1$, the least there is, because $\kappa=\mathbb E
-# z^4\ge(\mathbb E z^2)^2=1$. Normal numbers have $\kappa=3$, and their variance is larger by $2\sum_{i\in
+# $\kappa$ enters only through $\sum H_{ii}^2$. Signs have $\kappa=1$, the least there is, because
+# $\kappa=\mathbb E
+# z^4\ge(\mathbb E z^2)^2=1$. Normal numbers have $\kappa=3$, and their variance is larger by
+# $2\sum_{i\in
 # l}H_{ii}^2$. With signs $z_i^2=1$ and the diagonal adds no noise at all.
 
 # %%
@@ -229,9 +257,12 @@ _ = fig.suptitle("One probe scatters widely, and can be negative where the trace
 # %% [markdown]
 # ## The same with the library
 #
-# `Problem` is the risk of any `nn.Module` over batches; `LayerwiseTrace` estimates all blocks from one product per
-# probe; `probes=` injects the probes, here all of them; `theory.probe_variance` is the formula above, stated once for
-# tensors and for symbols. Our hand-made numbers are a second route to the same ones. The batches are of unequal sizes
+# `Problem` is the risk of any `nn.Module` over batches; `LayerwiseTrace` estimates all blocks from
+# one product per
+# probe; `probes=` injects the probes, here all of them; `theory.probe_variance` is the formula
+# above, stated once for
+# tensors and for symbols. Our hand-made numbers are a second route to the same ones. The batches
+# are of unequal sizes
 # on purpose: they are weighted by their numbers of samples.
 
 # %%
@@ -259,8 +290,10 @@ for layer, i in rows.items():
 problem
 
 # %% [markdown]
-# In real use there are a few random probes. Each estimate then comes with a standard error $s/\sqrt K$ and a Student
-# interval; the formula says beforehand what the standard error will be about. An interval of level 95 % misses the
+# In real use there are a few random probes. Each estimate then comes with a standard error $s/\sqrt
+# K$ and a Student
+# interval; the formula says beforehand what the standard error will be about. An interval of level
+# 95 % misses the
 # exact trace once in twenty times, so do not be surprised if one does here.
 
 # %%
@@ -272,16 +305,20 @@ summary = estimate.confidence_interval(0.95).assign(
     exact=traces,
 )
 
-# Chebyshev: twenty predicted standard errors fail with probability at most 1/400 per layer, whatever the distribution.
+# Chebyshev: twenty predicted standard errors fail with probability at most 1/400 per layer,
+# whatever the distribution.
 assert ((summary["estimate"] - summary["exact"]).abs() < 20 * summary["predicted_stderr"]).all()
 summary
 
 # %% [markdown]
 # ## Is the cross term large on real networks?
 #
-# Two multilayer perceptrons and a convolutional network on the handwritten digits, before and after 300 steps of
-# training. $2^P$ sign vectors are too many now, but the variance involves only four entries of $z$ at a time: an
-# *orthogonal array of strength four* holds $4^m>P^2$ sign vectors of which any four entries run through all 16
+# Two multilayer perceptrons and a convolutional network on the handwritten digits, before and after
+# 300 steps of
+# training. $2^P$ sign vectors are too many now, but the variance involves only four entries of $z$
+# at a time: an
+# *orthogonal array of strength four* holds $4^m>P^2$ sign vectors of which any four entries run
+# through all 16
 # patterns equally often, so its mean and its variance equal those over all $2^P$ sign vectors.
 
 # %%
@@ -289,11 +326,13 @@ records = []
 for name in ("tanh_mlp", "relu_mlp", "cnn"):
     for steps in (0, 300):
         case = zoo.problem(name, torch.Generator().manual_seed(1), steps=steps)
-        dense, index = hessian(case).to_dense(), case.index
+        dense = hessian(case).to_dense()
+        index = case.index
         signs = strength_four_signs(case.num_params)
         products = dense @ signs
         for l, i in index.items():
-            own, cross_blocks = dense[i][:, i], [dense[i][:, j] for m, j in index.items() if m != l]
+            own = dense[i][:, i]
+            cross_blocks = [dense[i][:, j] for m, j in index.items() if m != l]
             measured = float((signs[i] * products[i]).sum(0).var(correction=0))
             records.append(
                 {
@@ -350,8 +389,11 @@ print(
 )
 
 # %% [markdown]
-# **What to remember.** One product per probe serves all layers, without bias, for every probe with $\mathbb
+# **What to remember.** One product per probe serves all layers, without bias, for every probe with
+# $\mathbb
 # E\,zz^\top=I$ that is independent *across* layers. The noise of a layer is its own $2\lVert
-# H_{ll}\rVert^2+(\kappa-3)\sum H_{ii}^2$ plus $\lVert H_{lm}\rVert^2$ for every other layer $m$, once. Prefer signs.
-# `hesstheory validate T1 T2 T3 T4` decides these statements on all networks of the zoo, with mutants that must be
+# H_{ll}\rVert^2+(\kappa-3)\sum H_{ii}^2$ plus $\lVert H_{lm}\rVert^2$ for every other layer $m$,
+# once. Prefer signs.
+# `hesstheory validate T1 T2 T3 T4` decides these statements on all networks of the zoo, with
+# mutants that must be
 # caught.

@@ -31,13 +31,16 @@ from hesstheory_validation.subjects import EstimatorClass, Row
 
 @claim(
     "G8",
-    "tr G_ll exactly and parameter probes on R = H − G alone are unbiased for tr H_ll of any network, with the "
-    "variance T2 with R for H, for one product a probe as before. The gain is large on most trained networks and "
-    "small on untrained ones; on single layers it may be a loss.",
-    formula=r"\hat t_l=\operatorname{tr}G_{ll}+z_l^{\top}(Rz)_l,\quad\operatorname{Var}=2\lVert R_{ll}\rVert^2"
+    "tr G_ll exactly, and parameter probes on R = H − G alone, are unbiased for tr H_ll of any "
+    "network. The variance is T2 with R for H, and a probe still costs one product. The gain is "
+    "large on most trained networks and small on untrained ones. On single layers it may be a "
+    "loss.",
+    formula=r"\hat t_l=\operatorname{tr}G_{ll}+z_l^{\top}(Rz)_l,\quad\operatorname{Var}"
+    r"=2\lVert R_{ll}\rVert^2"
     r"+(\kappa-3)\sum_{i\in l}R_{ii}^2+\sum_{m\neq l}\lVert R_{lm}\rVert^2",
-    reason="T1 and T2 for R, of which G is no part; R vanishes with the slopes of the loss in the outputs, so that "
-    "little is gained where training leaves them large (a bottleneck autoencoder) or ∂²f is (layer norm, attention)",
+    reason="T1 and T2 for R, of which G is no part. R vanishes with the slopes of the loss in the "
+    "outputs. Little is gained where training leaves them large (a bottleneck autoencoder) or "
+    "∂²f is large (layer norm, attention).",
     rests_on=["T1", "T2", "G4"],
     subject=ControlVariateTrace,
     mutants=[

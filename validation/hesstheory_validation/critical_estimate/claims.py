@@ -34,7 +34,8 @@ DESIGNS = ((3, 2), (2, 3))  # batches × probes
 
 @dataclass(frozen=True)
 class Draws:
-    """All that K probes on one mini-batch can show, with its probability: q of shape outcomes × K."""
+    """All that K probes on one mini-batch can show, with its probability: q of shape outcomes ×
+    K."""
 
     name: str
     q: Array
@@ -44,7 +45,8 @@ class Draws:
 
 
 def _draws(case: Case, num_params: int, num_probes: int) -> Draws:
-    """The first parameters of a network, all but the last of them a layer; pairs of three samples."""
+    """The first parameters of a network, all but the last of them a layer; pairs of three
+    samples."""
     sampling = Sampling(2, 3)
     rows = {"block": torch.arange(num_params - 1)}
     H = case.per_sample[:3, :num_params, :num_params]
@@ -97,12 +99,13 @@ def _components(anova: Formula, q: Array) -> tuple[float, float]:
 
 @claim(
     "T14",
-    "One-way analysis of variance of q[batch, probe] estimates both parts of K* without bias, E within = E_B[V_l(H_B)] "
-    "and E between = Var_B[tr H_B,ll], for any distribution; both errors vanish like 1/√M, hence K̂* → K*.",
+    "One-way analysis of variance of q[batch, probe] estimates both parts of K* without bias, "
+    "for any distribution: E within = E_B[V_l(H_B)] and E between = Var_B[tr H_B,ll]. Both "
+    "errors vanish like 1/√M, hence K̂* → K*.",
     formula=r"\mathbb{E}\,\hat\sigma_w^2=\mathbb{E}_B[V_l(H_B)],\quad"
     r"\mathbb{E}\,\hat\sigma_b^2=\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]",
-    reason="given the batches the probes are independent; the mean squares have the means σ_w² "
-    "and σ_w² + Kσ_b²",
+    reason="given the batches the probes are independent. The mean squares have the means σ_w² and σ_w² "
+    "+ Kσ_b².",
     rests_on=["T11"],
     subject=theory.anova,
     mutants=[
@@ -174,11 +177,13 @@ def table_of_ratio(F: float, num_batches: int, num_probes: int) -> Array:
 
 @claim(
     "T14.a",
-    "1/K̂* is biased by 2(1 + Kρ)/(K(ν₂ − 2)), ρ = 1/K*, ν₂ = M(K − 1), and 1/K̂* − 2F/(ν₂K) is not.",
+    "1/K̂* is biased by 2(1 + Kρ)/(K(ν₂ − 2)), with ρ = 1/K* and ν₂ = M(K − 1). 1/K̂* − 2F/(ν₂K) "
+    "is not biased.",
     formula=r"\mathbb{E}[1/\hat K^*]-\frac{1}{K^*}=\frac{2(1+K\rho)}{K(\nu_2-2)}",
     expected="CONDITIONAL",
-    reason="F/(1 + Kρ) has Fisher's distribution for normal draws; sign forms take finitely many values, so that all "
-    "probes of every batch agree with positive probability, F is infinite and 1/K̂* has no mean at all",
+    reason="F/(1 + Kρ) has Fisher's distribution for normal draws. Sign forms take finitely many "
+    "values: all probes of every batch agree with positive probability, F is then infinite, and "
+    "1/K̂* has no mean.",
     rests_on=["T14"],
     subject=theory.anova_inverse_bias,
     mutants=[
@@ -269,8 +274,8 @@ def _leading_bias(bias: Formula, world: tuple[Case, int]) -> Check:
 
 @claim(
     "T14.b",
-    "K̂* itself has no finite mean, however many batches: it is ∞ wherever between ≤ 0, and even the part that is "
-    "finite has a divergent mean, which grows like the logarithm of the largest value kept.",
+    "K̂* itself has no finite mean, however many batches. It is ∞ wherever between ≤ 0. Even its "
+    "finite part has a divergent mean, which grows like the logarithm of the largest value kept.",
     formula=r"\mathbb{E}[\hat K^*;\,\hat K^*<T]\ge K f_{\min}\ln(\delta T/K)\to\infty",
     reason="K̂* = K/(F − 1) for F > 1, and Fisher's density is positive at 1",
     rests_on=["T14"],
@@ -305,7 +310,8 @@ def _near_one(anova: Formula, M: int, K: int) -> Iterator[Check]:
         terms=64,
     )
     below = [float(anova(table_of_ratio(F, M, K)).critical_num_probes) for F in (0.25, 0.5, 0.75)]
-    yield holds(f"{M} × {K}: K̂* is infinite below F = 1", below == [math.inf] * 3, f"K̂* = {below}")
+    name = f"{M} × {K}: K̂* is infinite below F = 1"
+    yield holds(name, below == [math.inf] * 3, f"K̂* = {below}")
     nu = M - 1, M * (K - 1)
     shares = {1 / rho: float(stats.f.cdf(1 / (1 + K * rho), *nu)) for rho in (0.01, 0.1, 1.0)}
     least = min(float(stats.f.pdf(F, *nu)) for F in (1.0, 1.1))

@@ -49,8 +49,8 @@ from hesstheory_validation.subjects import Formula
 # --- T11 ------------------------------------------------------------------------------------------
 @claim(
     "T11",
-    "With K* = E_B[V_l(H_B)]/Var_B[tr H_B,ll] the total variance is floor·(1 + K*/K): exactly twice the floor at "
-    "K = K*.",
+    "With K* = E_B[V_l(H_B)]/Var_B[tr H_B,ll] the total variance is floor·(1 + K*/K). At K = K* "
+    "it is exactly twice the floor.",
     formula=r"\operatorname{Var}=\text{floor}\cdot\Bigl(1+\frac{K^*}{K}\Bigr),\quad"
     r"K^*=\frac{\mathbb{E}_B[V_l(H_B)]}{\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]}",
     source="[LHT]; definition ours",
@@ -127,8 +127,8 @@ def _excess_over_floor(formula: Formula, case: Case, sampling: Sampling) -> Chec
 
 @claim(
     "T11.a",
-    "The numerator of K* is the mean over mini-batches: E_B[V_l(H_B)] = V_l(H̄) + S_q f/b. The full-batch Hessian in "
-    "its place makes K* too small.",
+    "The numerator of K* is the mean over mini-batches, E_B[V_l(H_B)] = V_l(H̄) + S_q f/b. The "
+    "full-batch Hessian in its place makes K* too small.",
     formula=r"\mathbb{E}_B[V_l(H_B)]=V_l(\bar H)+\frac{f}{b}S_q,\quad"
     r"S_q=\frac{1}{n-1}\sum_n V_l(H_n-\bar H)\ge 0",
     reason="V is a non-negative quadratic form in the matrix, and the mean of a quadratic form "
@@ -291,8 +291,8 @@ CONTROL = 7.5  # K* of the constructed world, in the middle of the published ran
     formula=r"5\le K^*\le 10",
     source="[LHT]",
     expected="REFUTED",
-    reason="refuted as universal: K* depends on the layer, the stage of training and the batch size (T11.b) over "
-    "orders of magnitude",
+    reason="refuted as universal: K* depends on the layer, the stage of training and the batch size "
+    "(T11.b), over orders of magnitude.",
     rests_on=["T11.b"],
     subject=theory.critical_num_probes_of_batch,
     mutants=[

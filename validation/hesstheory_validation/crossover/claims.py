@@ -107,8 +107,8 @@ class _Counted(Curvature):
 
 @claim(
     "T6",
-    "Probes supported on one layer have no cross term, Var q_l = 2(‖H_ll‖² − Σ H_ii²) for signs, and cost L products "
-    "per sweep.",
+    "Probes supported on one layer have no cross term: Var q_l = 2(‖H_ll‖² − Σ H_ii²) for signs. "
+    "They cost L products per sweep.",
     formula=r"z=E_lz:\quad\operatorname{Var}q_l=2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in "
     r"l}H_{ii}^2",
     reason="q_l = z_lᵀH_ll z_l holds for every probe, so T2 applies to H_ll alone",
@@ -296,14 +296,25 @@ def _beside_the_boundary(formula: Formula, context: Context) -> Iterator[Check]:
 
 
 def _rows(case: Case, measured: _Variances) -> list[Row]:
-    wins = [theory.full_vector_wins(case.block(l, l), case.cross_blocks(l), len(case.problem.index), 1.0)
-            for l in case.problem.index]  # fmt: skip
+    wins = [
+        theory.full_vector_wins(
+            case.block(l, l), case.cross_blocks(l), len(case.problem.index), 1.0
+        )
+        for l in case.problem.index
+    ]
     columns = zip(case.problem.index, measured.separated, measured.full, wins, strict=True)
     return [
-        {"network": case.network, "stage": case.stage, "block": l, "separated_variance": s, "full_variance": f,
-         "ratio": f / s if s > 0 else np.inf, "full_vector_wins": w}
+        {
+            "network": case.network,
+            "stage": case.stage,
+            "block": l,
+            "separated_variance": s,
+            "full_variance": f,
+            "ratio": f / s if s > 0 else np.inf,
+            "full_vector_wins": w,
+        }
         for l, s, f, w in columns
-    ]  # fmt: skip
+    ]
 
 
 def _where_it_wins(rows: list[Row]) -> Check:

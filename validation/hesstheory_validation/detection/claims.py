@@ -29,7 +29,8 @@ LEVEL = 1e-3
 
 
 def binomial_p_value(alarms: int, runs: int, rate: float) -> float:
-    """Two-sided exact p-value of a count: the probability of all counts that are at most as likely."""
+    """Two-sided exact p-value of a count: the probability of all counts that are at most as
+    likely."""
     return float(stats.binomtest(alarms, runs, rate).pvalue)
 
 
@@ -54,13 +55,13 @@ def design_effect_at_the_level() -> float:
 
 @claim(
     "T18",
-    "Detection with 16 false alarms in 120 runs is calibrated: the count is compatible with the nominal run-level "
-    "rate of 5 %.",
+    "Detection with 16 false alarms in 120 runs is calibrated: the count is compatible with the "
+    "nominal run-level rate of 5 %.",
     formula=r"\Pr(X\ge 16\mid X\sim\mathrm{Bin}(120,0.05))",
     source="[LHT]",
     expected=Verdict.REFUTED,
-    reason="the exact two-sided p-value is 3.3e-4, below the level of 0.1 % chosen beforehand; the exact 99.9 % "
-    "interval of the rate is [5.2 %, 26 %]",
+    reason="the exact two-sided p-value is 3.3e-4, below the level of 0.1 % chosen beforehand. The "
+    "exact 99.9 % interval of the rate is [5.2 %, 26 %].",
     subject=binomial_p_value,
     mutants=[
         wrong.alarms_in_lower_tail,

@@ -61,8 +61,9 @@ def _symbolic_residual() -> tuple[theory.Matrix, theory.Scalar, tuple[theory.Sca
 
 @claim(
     "G1",
-    "Where the outputs are piecewise linear in each single parameter (ReLU, leaky ReLU, max and average pooling, "
-    "residual sums, eval-mode batch norm, untied weights) diag H = diag G almost everywhere.",
+    "Where the outputs are piecewise linear in each single parameter, diag H = diag G almost "
+    "everywhere. Such networks use ReLU, leaky ReLU, max and average pooling, residual sums, "
+    "eval-mode batch norm and untied weights.",
     formula=r"H_{ii}-G_{ii}=\frac1N\sum_{n,d}\frac{\partial\ell_n}{\partial f_{nd}}"
     r"\frac{\partial^2f_{nd}}{\partial\theta_i^2}=0",
     reason="∂²f/∂θ_i² = 0 leaves of ∂²ℓ(f)/∂θ_i² the curvature of the loss alone",
@@ -98,8 +99,8 @@ def diagonals_agree_where_outputs_are_piecewise_linear(
 
 @claim(
     "G1.a",
-    "Hence tr H_ll for every block of every partition, exactly and without a probe, from the outputs of a piecewise "
-    "linear network.",
+    "Hence the outputs of a piecewise linear network give tr H_ll for every block of every "
+    "partition, exactly and without a probe.",
     formula=r"\operatorname{tr}H_{ll}=\operatorname{tr}G_{ll}",
     reason="G1, summed over the block",
     rests_on=["G1", "G4"],
@@ -129,8 +130,12 @@ def exact_traces_of_every_partition(traces: TracesOf, context: Context) -> Itera
 
 def _partitions(model: nn.Module) -> dict[str, Partition]:
     everything = Partition.by(model, lambda name: "all parameters")
-    return {"layer": Partition.by_layer(model), "tensor": Partition.by_tensor(model),
-            "top module": Partition.by_module(model), "network": everything}  # fmt: skip
+    return {
+        "layer": Partition.by_layer(model),
+        "tensor": Partition.by_tensor(model),
+        "top module": Partition.by_module(model),
+        "network": everything,
+    }
 
 
 # Blocks of other networks in which the outputs are piecewise linear as a whole.
@@ -150,8 +155,8 @@ _LINEAR_IN = {
 
 @claim(
     "G2",
-    "Where the outputs are piecewise linear in a whole layer, the block itself: H_ll = G_ll. The last linear layer "
-    "always is such a layer. Blocks off the diagonal keep a residual.",
+    "Where the outputs are piecewise linear in a whole layer, the block itself agrees: H_ll = "
+    "G_ll. The last linear layer always is such a layer. Blocks off the diagonal keep a residual.",
     formula=r"H_{ll}=G_{ll},\qquad R_{lm}=\frac1N\sum_{n,d}\frac{\partial\ell_n}{\partial f_{nd}}"
     r"\frac{\partial^2f_{nd}}{\partial\theta_l\partial\theta_m}\neq0",
     reason="∂²f/∂θ_l∂θ_l = 0, but outputs are products of weights of different layers",
@@ -239,16 +244,17 @@ def _of_kinks() -> Check:
 
 @claim(
     "G3",
-    "G1 needs every output affine in each single weight. It breaks with a weight tied in series (recurrent matrix, "
-    "tied autoencoder), below batch norm in train mode and layer norm, in attention's queries and keys and what feeds "
-    "them, and below smooth activations; in the same networks recurrent input weights, biases, the gains of a norm, "
-    "values, outputs and the MLP of a transformer without norm, and the last layer stay exact. Caveat: the almost "
-    "everywhere Hessian of a ReLU network is not the curvature of its expected risk, which the kinks add to: "
-    "E|relu(x − w)| has 0 almost everywhere against a true 1.",
+    "G1 needs every output affine in each single weight. It breaks with a weight tied in series "
+    "(recurrent matrix, tied autoencoder), below batch norm in train mode and layer norm, in "
+    "attention's queries and keys and what feeds them, and below smooth activations. In the same "
+    "networks other tensors stay exact: recurrent input weights, biases, the gains of a norm, "
+    "values, outputs and the MLP of a transformer without norm, and the last layer. Caveat: the "
+    "almost-everywhere Hessian of a ReLU network is not the curvature of its expected risk. The "
+    "kinks add to that: E|relu(x − w)| has 0 almost everywhere against a true 1.",
     formula=r"\frac{\partial^2f}{\partial\theta_i^2}\neq0\;\Rightarrow\;\operatorname{tr}H_{ll}\neq"
     r"\operatorname{tr}G_{ll};\qquad\frac{d^2}{dw^2}\,\mathbb E\,|\mathrm{relu}(x-w)|=p(w)",
-    reason="one counterexample each, found on the graph of the outputs and confirmed on the "
-    "dense matrices",
+    reason="one counterexample each, found on the graph of the outputs and confirmed on the dense "
+    "matrices.",
     rests_on=["G1", "G2"],
     subject=exact_traces,
     mutants=[
@@ -331,9 +337,11 @@ def _softmax_root() -> list[Check]:
 
 @claim(
     "G4",
-    "tr G_ll = (1/N) Σ_n ‖S_nᵀJ_nl‖², S_nS_nᵀ the loss Hessian in the outputs: an exact trace without a probe, for any "
-    "loss that is convex in the outputs, from one backward pass for every column of S, C − 1 for cross-entropy.",
-    formula=r"\operatorname{tr}G_{ll}=\frac1N\sum_n\lVert S_n^{\top}J_{nl}\rVert^2,\quad S_nS_n^{\top}"
+    "tr G_ll = (1/N) Σ_n ‖S_nᵀJ_nl‖², with S_nS_nᵀ the loss Hessian in the outputs. The trace is "
+    "exact and needs no probe, for any loss that is convex in the outputs. It costs one backward "
+    "pass for every column of S, C − 1 for cross-entropy.",
+    formula=r"\operatorname{tr}G_{ll}"
+    r"=\frac1N\sum_n\lVert S_n^{\top}J_{nl}\rVert^2,\quad S_nS_n^{\top}"
     r"=\nabla_f^2\ell_n",
     reason="tr JᵀSSᵀJ = ‖SᵀJ‖²; layers give per-sample norms from one backward pass",
     subject=exact_traces,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,9 +26,9 @@ class NearlyLinear(nn.Module):
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A network whose outputs bend in the tensors `bent` alone;
+    """A network whose outputs bend in some tensors alone.
 
-    `module` is what the refusal must name.
+    `bent` names these tensors, `module` is what the refusal must name.
     """
 
     name: str
@@ -47,66 +48,49 @@ def _mlp(act: nn.Module, norm: nn.Module | None = None) -> nn.Sequential:
     return model
 
 
+# Name, network, data, tensors in which the outputs bend, and the module that a refusal must name.
+_Entry = tuple[str, nn.Module, zoo.Data, tuple[str, ...], str]
+
+_FIRST = ("first.weight", "first.bias")
+
+
+def _multilayer() -> Iterator[_Entry]:
+    """What stands between two linear layers bends in the first."""
+    data = zoo.digits(4, 3, 6)
+    nearly = _mlp(NearlyLinear())
+    yield "activation of curvature 1/4096", nearly, data, _FIRST, "'act' (NearlyLinear)"
+    yield "smooth activation", _mlp(nn.Tanh()), data, _FIRST, "'act' (Tanh)"
+    norm = _mlp(leaky(), blank(nn.BatchNorm1d, 5))
+    yield "train-mode batch norm", norm, data, _FIRST[:1], "'norm' (BatchNorm1d)"
+    norm = _mlp(leaky(), blank(nn.LayerNorm, 5))
+    yield "layer norm", norm, data, _FIRST, "'norm' (LayerNorm)"
+
+
+def _multiplied() -> Iterator[_Entry]:
+    """A parameter is multiplied by itself, or by what depends on it."""
+    rows = zoo.digit_rows(3, 6)
+    recurrent = zoo.Recurrent(8, 2, 3, leaky)
+    yield "recurrent matrix", recurrent, rows, ("recurrent.weight",), "'' (Recurrent)"
+    inputs = zoo.digits(4, 3, 6).inputs
+    tied = zoo.TiedAutoencoder(4, 3, leaky)
+    to_itself = zoo.Data(inputs, inputs)
+    yield "tied autoencoder", tied, to_itself, ("up.weight",), "'down' (Transposed)"
+    attention = zoo.Attention(2, 2, 3, leaky, norm=False)
+    bent = ("query.weight", "key.weight", "embed.weight", "embed.bias")
+    yield "attention", attention, rows, bent, "'' (Attention)"
+
+
 @lru_cache(maxsize=2)
 def counterexamples(context: Context) -> list[Counterexample]:
     """One network for each way in which the premise fails."""
-    rows = zoo.digit_rows(3, 6)
-    vectors = zoo.digits(4, 3, 6)
-    to_itself = zoo.Data(vectors.inputs, vectors.inputs)
-    first = ("first.weight", "first.bias")
-    attending = ("query.weight", "key.weight", "embed.weight", "embed.bias")
-    table: list[tuple[str, nn.Module, zoo.Data, tuple[str, ...], str]] = [
-        (
-            "activation of curvature 1/4096",
-            _mlp(NearlyLinear()),
-            vectors,
-            first,
-            "'act' (NearlyLinear)",
-        ),
-        ("smooth activation", _mlp(nn.Tanh()), vectors, first, "'act' (Tanh)"),
-        (
-            "recurrent matrix",
-            zoo.Recurrent(8, 2, 3, leaky),
-            rows,
-            ("recurrent.weight",),
-            "'' (Recurrent)",
-        ),
-        (
-            "tied autoencoder",
-            zoo.TiedAutoencoder(4, 3, leaky),
-            to_itself,
-            ("up.weight",),
-            "'down' (Transposed)",
-        ),
-        (
-            "train-mode batch norm",
-            _mlp(leaky(), blank(nn.BatchNorm1d, 5)),
-            vectors,
-            first[:1],
-            "'norm' (BatchNorm1d)",
-        ),
-        (
-            "layer norm",
-            _mlp(leaky(), blank(nn.LayerNorm, 5)),
-            vectors,
-            first,
-            "'norm' (LayerNorm)",
-        ),
-        (
-            "attention",
-            zoo.Attention(2, 2, 3, leaky, norm=False),
-            rows,
-            attending,
-            "'' (Attention)",
-        ),
-    ]
     return [
         Counterexample(name, _drawn(name, model, data, context), bent, f"module {module}")
-        for name, model, data, bent, module in table
+        for name, model, data, bent, module in (*_multilayer(), *_multiplied())
     ]
 
 
 def _drawn(name: str, model: nn.Module, data: zoo.Data, context: Context) -> Case:
+    """The network with drawn parameters, by tensor; in train mode where its name says so."""
     model = model.double()
     zoo.initialise(model, data.inputs, context.generator(name))
     in_train_mode = name.startswith("train-mode")

@@ -28,9 +28,15 @@ def _residual() -> nn.Module:
 
 def _pooled() -> nn.Module:
     return nn.Sequential(
-        blank(nn.Conv2d, 1, 3, 3), leaky(), nn.AvgPool2d(2), blank(nn.Conv2d, 3, 4, 2), nn.Hardtanh(),
-        nn.AdaptiveMaxPool2d(1), nn.Flatten(), blank(nn.Linear, 4, 3),
-    )  # fmt: skip
+        blank(nn.Conv2d, 1, 3, 3),
+        leaky(),
+        nn.AvgPool2d(2),
+        blank(nn.Conv2d, 3, 4, 2),
+        nn.Hardtanh(),
+        nn.AdaptiveMaxPool2d(1),
+        nn.Flatten(),
+        blank(nn.Linear, 4, 3),
+    )
 
 
 NETWORKS = {

@@ -128,7 +128,8 @@ def traces_of_independent_outputs(problem: Problem, matrix: MatrixOf = hessian) 
 
 
 def traces_of_summed_gradients(problem: Problem, matrix: MatrixOf = hessian) -> Estimate:
-    """Squares the gradient of the batch instead of summing the squares of its samples' gradients."""
+    """Squares the gradient of the batch instead of summing the squares of its samples'
+    gradients."""
     return _of_columns(problem, lambda S: S, Linearised.squared_norm_of_sum)
 
 

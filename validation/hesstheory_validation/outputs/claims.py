@@ -64,10 +64,12 @@ def _symbolic_logit_probes() -> tuple[
 
 @claim(
     "G5",
-    "Logit probes u_n = S_n ε_n, independent signs for every sample and one backward pass, are unbiased for tr G_ll "
-    "with variance (1/N²) Σ_n 2(‖M_n‖² − ‖diag M_n‖²), whatever the sizes of the batches; none at all for two classes "
-    "and, with the orthogonal columns that an eigendecomposition gives, in the last linear layer.",
-    formula=r"\mathbb E\,\frac1N\sum_n\lVert J_{nl}^{\top}S_n\varepsilon_n\rVert^2=\operatorname{tr}G_{ll},\quad"
+    "Logit probes u_n = S_n ε_n, independent signs for every sample and one backward pass, are "
+    "unbiased for tr G_ll. Their variance is (1/N²) Σ_n 2(‖M_n‖² − ‖diag M_n‖²), whatever the "
+    "sizes of the batches. It is 0 for two classes. With the orthogonal columns that an "
+    "eigendecomposition gives, it is 0 in the last linear layer, too.",
+    formula=r"\mathbb E\,\frac1N\sum_n\lVert J_{nl}^{\top}S_n\varepsilon_n\rVert^2"
+    r"=\operatorname{tr}G_{ll},\quad"
     r"\operatorname{Var}=\frac1{N^2}\sum_n2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n\rVert^2\bigr)",
     reason="‖J_nlᵀS_nε_n‖² = ε_nᵀM_nε_n, and samples are independent; in the last layer M_n is a "
     "multiple of S_nᵀS_n",
@@ -138,9 +140,9 @@ def _moments(
 
 @claim(
     "G5.a",
-    "For ε of fourth moment κ the variance is (1/N²) Σ_n [2(‖M_n‖² − ‖diag M_n‖²) + (κ−1) ‖diag M_n‖²]. On ReLU "
-    "networks, where both estimate tr H_ll, it lies below that of a full-vector probe (T2), on most layers by orders "
-    "of magnitude.",
+    "For ε of fourth moment κ the variance is (1/N²) Σ_n [2(‖M_n‖² − ‖diag M_n‖²) + (κ−1) ‖diag "
+    "M_n‖²]. On ReLU networks, where both estimate tr H_ll, it lies below that of a full-vector "
+    "probe (T2), on most layers by orders of magnitude.",
     formula=r"\operatorname{Var}=\frac1{N^2}\sum_n\Bigl[2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n"
     r"\rVert^2\bigr)+(\kappa-1)\lVert\operatorname{diag}M_n\rVert^2\Bigr]",
     reason="T2 for every sample, whose variances add up: N samples average out, cross blocks "
@@ -185,7 +187,8 @@ def variance_of_logit_probes(formula: Formula, context: Context) -> Iterator[Che
 def _weighted_variance(
     estimator: EstimatorClass, case: Case, kurtosis: float, *, per_sample: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Variance over all three-point vectors of a fourth moment, and the magnitude of its roundings."""
+    """Variance over all three-point vectors of a fourth moment, and the magnitude of its
+    roundings."""
     Z, weights = three_point_grid(dual_of(case).rows[:, :, 0].numel(), kurtosis)
     q = all_probes(estimator, case, Z, per_sample=per_sample)
     p = weights.numpy()
@@ -247,8 +250,8 @@ def _grams(case: Case) -> dict[str, Tensor]:
 
 @claim(
     "G6",
-    "‖G_lm‖² = ⟨M_l, M_m⟩ with M_l the dual Gram (tangent kernel) matrix of layer l, a row for every column of every "
-    "sample's root.",
+    "‖G_lm‖² = ⟨M_l, M_m⟩, with M_l the dual Gram (tangent kernel) matrix of layer l. It has a "
+    "row for every column of every sample's root.",
     formula=r"\lVert G_{lm}\rVert^2=\langle M_l,M_m\rangle,\quad M_l=B_lB_l^{\top},\;"
     r"B_l=\bigl(S_n^{\top}J_{nl}/\sqrt N\bigr)_n",
     reason="‖B_lᵀB_m‖² = tr B_mᵀB_l B_lᵀB_m",
@@ -348,11 +351,13 @@ def coupling_is_a_cosine(formula: Formula, context: Context) -> Iterator[Check]:
 # --- G7 -------------------------------------------------------------------------------------------
 @claim(
     "G7",
-    "Logit probes added up over a batch, ‖Σ_n J_nlᵀu_n‖²/N from one ordinary backward pass, are unbiased for tr G_ll "
-    "and never negative. Their variance on one batch is 2‖G_ll‖² for normal probes, that of probes separated by layer, "
-    "for all layers at once and without a cross-layer term; several batches have less, since parts of the Gram "
-    "matrix across batches drop out.",
-    formula=r"T_l=\tfrac1N\bigl\lVert\textstyle\sum_nJ_{nl}^{\top}u_n\bigr\rVert^2=\varepsilon^{\top}M_l\,\varepsilon,"
+    "Logit probes added up over a batch, ‖Σ_n J_nlᵀu_n‖²/N from one ordinary backward pass, are "
+    "unbiased for tr G_ll and never negative. On one batch normal probes have the variance "
+    "2‖G_ll‖², that of probes separated by layer. They serve all layers at once and have no "
+    "cross-layer term. Several batches have less variance, since parts of the Gram matrix across "
+    "batches drop out.",
+    formula=r"T_l=\tfrac1N\bigl\lVert\textstyle\sum_nJ_{nl}^{\top}u_n\bigr\rVert^2"
+    r"=\varepsilon^{\top}M_l\,\varepsilon,"
     r"\quad\operatorname{Var}T_l=2\lVert M_l\rVert^2=2\lVert G_{ll}\rVert^2",
     reason="a quadratic form in M_l = B_lB_lᵀ, which has the trace and the norm of G_ll = B_lᵀB_l",
     rests_on=["T2", "T6", "G4", "G6"],

@@ -134,7 +134,8 @@ _CLASSIFIERS = ("tiny_mlp", "tiny_relu", "cnn", "attention")
 
 
 def classifiers(context: Context, sizes: tuple[int, ...]) -> list[Case]:
-    """Networks of two or three classes on few samples, whose signs can all be enumerated together."""
+    """Networks of two or three classes on few samples, whose signs can all be enumerated
+    together."""
     if context.profile == "smoke":
         return [few(context.case("tiny_relu"), sizes)]
     classifiers = [name for name, network in zoo.SMALL.items() if network.loss is F.cross_entropy]

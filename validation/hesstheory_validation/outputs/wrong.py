@@ -164,7 +164,8 @@ def ggn_norm_of_both_blocks(M_l: Matrix, M_m: Matrix) -> Scalar:
 
 
 def ggn_norm_of_traces(M_l: Matrix, M_m: Matrix) -> Scalar:
-    """Multiplies the traces of the Gram matrices, as if each had rank one along the same direction."""
+    """Multiplies the traces of the Gram matrices, as if each had rank one along the same
+    direction."""
     return M_l.trace() * M_m.trace()
 
 

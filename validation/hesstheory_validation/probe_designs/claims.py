@@ -75,8 +75,8 @@ CONDITION = "S_q < N·V(H̄)"
     "A fresh probe per sample has less variance than one per batch.",
     formula=r"\frac1{N^2}\sum_nV_l(H_n)\quad\text{against}\quad V_l(\bar H)",
     expected=Verdict.CONDITIONAL,
-    reason="a mean of independent forms has variance (1/N²) Σ V(H_n), but one probe lets curvature of opposite signs "
-    "cancel before it is squared: for H₂ = −H₁ it has no variance at all",
+    reason="a mean of independent forms has variance (1/N²) Σ V(H_n). One probe lets curvature of "
+    "opposite signs cancel before it is squared: for H₂ = −H₁ it has no variance at all.",
     rests_on=["T2"],
     subject=theory.per_sample_probe_variance,
     mutants=[

@@ -39,7 +39,8 @@ PAIRS_OF_FOUR = Sampling(2, 4)
 @claim(
     "T10",
     "K probes on one mini-batch B: Var = E_B[V_l(H_B)]/K + Var_B[tr H_B,ll].",
-    formula=r"\operatorname{Var}=\tfrac1K\mathbb{E}_B[V_l(H_B)]+\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]",
+    formula=r"\operatorname{Var}=\tfrac1K\mathbb{E}_B[V_l(H_B)]"
+    r"+\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]",
     source="[LHT]",
     reason="law of total variance: given the batch the K estimates are independent with mean tr "
     "H_B,ll",
@@ -128,21 +129,27 @@ def _curve(
     for l, block in enumerate(case.problem.index):
         for count in counts:
             yield {
-                "network": str(case), "block": block, "batch_size": sampling.b, "num_probes": count,
-                "predicted": formula(V[l], floor[l], count), "measured": measured[l] if count == K else None,
-                "k_star": theory.critical_num_probes(V[l], floor[l]) if floor[l] > 0 else math.inf, "floor": floor[l],
-            }  # fmt: skip
+                "network": str(case),
+                "block": block,
+                "batch_size": sampling.b,
+                "num_probes": count,
+                "predicted": formula(V[l], floor[l], count),
+                "measured": measured[l] if count == K else None,
+                "k_star": theory.critical_num_probes(V[l], floor[l]) if floor[l] > 0 else math.inf,
+                "floor": floor[l],
+            }
 
 
 @claim(
     "T10.a",
-    "The floor is Var_B[tr H_B,ll] = (S_t²/b)(1 − b/n) for batches without replacement and (S_t²/b)(1 − 1/n) with, "
-    "S_t² the variance of the per-sample traces with denominator n − 1.",
+    "The floor is Var_B[tr H_B,ll] = (S_t²/b)(1 − b/n) for batches without replacement, and "
+    "(S_t²/b)(1 − 1/n) with replacement. S_t² is the variance of the per-sample traces with "
+    "denominator n − 1.",
     formula=r"\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]=\frac{S_t^2}{b}\Bigl(1-\frac "
     r"bn\Bigr)",
     source="[LHT]",
-    reason="sampling from a finite population (Cochran 1977, theorem 2.2); H_B is the mean of per-sample Hessians "
-    "in eval mode",
+    reason="sampling from a finite population (Cochran 1977, theorem 2.2). H_B is the mean of "
+    "per-sample Hessians in eval mode.",
     subject=theory.batch_trace_variance,
     mutants=[
         wrong.no_finite_population_correction,
@@ -197,8 +204,8 @@ MOST_PROBES = 4096
 
 @claim(
     "T13",
-    "With a cost c0 per mini-batch and c1 per probe, the count of probes that gives the least variance at a fixed "
-    "budget is √(c0/c1 · K*).",
+    "With a cost c0 per mini-batch and c1 per probe, √(c0/c1 · K*) probes give the least "
+    "variance at a fixed budget.",
     formula=r"K_{\mathrm{opt}}=\sqrt{\tfrac{c_0}{c_1}K^*}",
     reason="floor·(1 + K*/K)(c0 + c1 K)/C exceeds its least value by floor·c1 (K − K_opt)²/(C K)",
     rests_on=["T11"],
@@ -251,10 +258,16 @@ def _budgets(formula: Formula, case: Case) -> Iterator[Check]:
             if found not in allowed:
                 wrong.append(f"{block}: {found} is best, {best:.4g} predicted")
             rows += [
-                {"network": str(case), "block": block, "num_probes": k, "k_opt": best, "overhead_ratio": ratio,
-                 "variance": theory.budget_variance(floor[l], critical, k, ratio, 1.0, 1000.0)}
+                {
+                    "network": str(case),
+                    "block": block,
+                    "num_probes": k,
+                    "k_opt": best,
+                    "overhead_ratio": ratio,
+                    "variance": theory.budget_variance(floor[l], critical, k, ratio, 1.0, 1000.0),
+                }
                 for k in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-            ]  # fmt: skip
+            ]
         check = holds(
             f"{case}: c0/c1 = {ratio:g}, all counts to {MOST_PROBES}",
             not wrong,
@@ -302,7 +315,8 @@ def _two_batches(case: Case) -> Check:
     "T15",
     "A fresh, independent mini-batch for every probe has no floor and no K*: Var = "
     "(E_B[V_l(H_B)] + Var_B)/K.",
-    formula=r"\operatorname{Var}=\frac1K\bigl(\mathbb{E}_B[V_l(H_B)]+\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]\bigr)",
+    formula=r"\operatorname{Var}=\frac1K\bigl(\mathbb{E}_B[V_l(H_B)]"
+    r"+\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]\bigr)",
     reason="the K estimates are independent and alike, so K times the variance is the same for "
     "all K",
     rests_on=["T10"],

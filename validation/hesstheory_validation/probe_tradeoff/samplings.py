@@ -81,7 +81,8 @@ def batch_hessians(case: Case, sampling: Sampling) -> Tensor:
 
 
 def magnitudes(case: Case) -> Array:
-    """A_l ≥ |q_l| of every mini-batch and sign probe: the largest Σ_{i∈l} Σ_j |H_ij| of a sample."""
+    """A_l ≥ |q_l| of every mini-batch and sign probe: the largest Σ_{i∈l} Σ_j |H_ij| of a
+    sample."""
     absolute = case.per_sample.abs().sum(2)
     return torch.stack(
         [absolute[:, rows].sum(1).max() for rows in case.problem.index.values()]

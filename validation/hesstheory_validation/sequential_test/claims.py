@@ -4,6 +4,7 @@ check."""
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -97,7 +98,8 @@ def designs(test: type[SequentialTest], draws: Draws, alpha: float) -> Iterator[
 
 
 def false_alarm_bound(test: SequentialTest, draws: Draws) -> float:
-    """Σ over the looks of P(|mean − E X| > half width): at least the probability of a false alarm."""
+    """Σ over the looks of P(|mean − E X| > half width): at least the probability of a false
+    alarm."""
     widths = ((n, float(test.half_width(n))) for n in test.looks)
     return sum(draws.outside(n, draws.mean - width, draws.mean + width) for n, width in widths)
 
@@ -219,8 +221,8 @@ def small_designs(test: type[SequentialTest], counts: Counts) -> Iterator[Sequen
 # --- E1: the level --------------------------------------------------------------------------------
 @claim(
     "E1",
-    "A statistical check calls a true statement false with probability at most its level α, at every sample size and "
-    "whatever the number of looks, also for skewed draws.",
+    "A statistical check calls a true statement false with probability at most its level α. That "
+    "holds at every sample size, for any number of looks, and for skewed draws.",
     formula=r"\sum_{j=1}^{J}\Pr\bigl(|\bar X_{n_j}-\mathbb{E}X|>w_{n_j}\bigr)\le\alpha",
     reason="Bernstein's inequality at every look, at level α/J",
     subject=SequentialTest,
@@ -314,13 +316,22 @@ def rate_at_most(name: str, hits: int, runs: int, bound: float, alpha: float) ->
     status = (
         Status.PASSED if high <= bound else Status.FAILED if low > bound else Status.INCONCLUSIVE
     )
-    fewest = next(k for k in range(runs + 1) if clopper_pearson(k, runs, 1 - alpha)[0] > bound)
+    # The lower end grows with the number of hits, so the first above the bound is found by halving.
+    fewest = bisect_right(
+        range(runs + 1), bound, key=lambda hits: clopper_pearson(hits, runs, 1 - alpha)[0]
+    )
     return Check(
-        name, Kind.STATISTICAL, status, f"{hits} of {runs} runs, [{low:.3g}, {high:.3g}] against "
-f"{bound:g}",
-        max(hits / runs - bound, 0.0), bound, alpha, 0.999,
-        float(stats.beta.ppf(0.999, fewest, runs - fewest + 1)) - bound, runs,
-    )  # fmt: skip
+        name,
+        Kind.STATISTICAL,
+        status,
+        f"{hits} of {runs} runs, [{low:.3g}, {high:.3g}] against {bound:g}",
+        max(hits / runs - bound, 0.0),
+        bound,
+        alpha,
+        0.999,
+        float(stats.beta.ppf(0.999, fewest, runs - fewest + 1)) - bound,
+        runs,
+    )
 
 
 @claim(
@@ -367,9 +378,9 @@ def miss_bound(test: SequentialTest, draws: Draws, bias: float) -> float:
 
 @claim(
     "E2",
-    "A statistical check calls a discrepancy of the size it declares detectable false with probability at least "
-    "0.999, agrees with a true statement with probability at least 1 − α, and with one just outside the margin with "
-    "probability at most α.",
+    "A statistical check calls a discrepancy of the size that it declares detectable false with "
+    "probability at least 0.999. It agrees with a true statement with probability at least 1 − "
+    "α. It agrees with one just outside the margin with probability at most α.",
     formula=r"\Pr(\text{differs}\mid|\mathbb{E}X-\text{target}|=d)\ge 0.999",
     reason="Bernstein's inequality at every look, early ones included",
     rests_on=["E1"],
@@ -454,9 +465,15 @@ def _power_curves(test: type[SequentialTest], context: Context) -> Check:
                 outcome_probabilities(design, counts, bias)[Status.FAILED], 1.0
             )  # a sum that rounds above 1
             rows.append(
-                {"draws": counts.name, "effect": effect, "rejection_rate": hits / NUM_REPEATS, "low": low,
-                 "high": high, "theory": exact}
-            )  # fmt: skip
+                {
+                    "draws": counts.name,
+                    "effect": effect,
+                    "rejection_rate": hits / NUM_REPEATS,
+                    "low": low,
+                    "high": high,
+                    "theory": exact,
+                }
+            )
     covered = sum(row["low"] <= row["theory"] <= row["high"] for row in rows)
     detail = (
         f"{covered} of {len(rows)} 95 % intervals of simulated rejection rates contain the "

@@ -38,7 +38,8 @@ class Squared(nn.Module):
 
 
 def _bent_line() -> Problem:
-    """f = w₂ (w₁ x)² at w = (0, 1) with x = y = 1 and loss ½(f − y)²: ∂²R/∂w₁² = (f − y)·2w₂ = −2."""
+    """f = w₂ (w₁ x)² at w = (0, 1) with x = y = 1 and loss ½(f − y)²: ∂²R/∂w₁² = (f − y)·2w₂ =
+    −2."""
     model = nn.Sequential(*(skip_init(nn.Linear, 1, 1, bias=False) for _ in range(2))).double()
     model.insert(1, Squared())
     nn.init.zeros_(model[0].weight)
@@ -59,8 +60,8 @@ def shipped_case(number: int) -> Case:
 
 @claim(
     "T17",
-    "Signs matter: diagonal blocks of smooth networks can have a negative trace. Those of piecewise linear networks "
-    "cannot.",
+    "Signs matter: diagonal blocks of smooth networks can have a negative trace. Those of "
+    "piecewise linear networks cannot.",
     formula=r"\operatorname{tr}H_{ll}<0",
     reason="the residual f − y times the curvature of the activation has either sign; where the outputs are linear in "
     "each weight, tr H_ll = tr G_ll ≥ 0 (G1)",
@@ -109,12 +110,13 @@ def _first_negative(matrix: MatrixOf) -> Check:
 # --- negative estimates ---------------------------------------------------------------------------
 @claim(
     "T17.a",
-    "q_l is the quadratic form of A_l = (E_l H + H E_l)/2, indefinite whenever a cross block is not zero, even "
-    "for H ⪰ 0: a single estimate can be negative where the trace is positive.",
+    "q_l is the quadratic form of A_l = (E_l H + H E_l)/2. A_l is indefinite whenever a cross "
+    "block is not zero, even for H ⪰ 0. A single estimate can therefore be negative where the "
+    "trace is positive.",
     formula=r"q_l=z^{\top}A_lz,\quad A_l=\tfrac12(E_lH+HE_l),\quad "
     r"\lVert A_l\rVert^2=\lVert H_{ll}\rVert^2+\tfrac12\sum_{m\neq l}\lVert H_{lm}\rVert^2",
-    reason="A_l has a zero block on the other layers, and a symmetric matrix with a zero on its diagonal and anything "
-    "beside it is indefinite",
+    reason="A_l has a zero block on the other layers. A symmetric matrix with a zero on its diagonal "
+    "and anything beside it is indefinite.",
     subject=theory.quadratic_form,
     mutants=[
         wrong.form_of_the_block,
@@ -162,17 +164,19 @@ def _gauss_newton_estimates(form: Formula, case: Case) -> Iterator[Check]:
         size = float(G[index].abs().sum()) * float(probe.abs().max()) ** 2
         expected = float(eigenvalues[0]) * case.problem.num_params
         yield exact(
-            f"{case}, Gauss-Newton, {l}: q_l of the lowest "
-"eigenvector", q, expected, magnitude=size,
+            f"{case}, Gauss-Newton, {l}: q_l of the lowest eigenvector",
+            q,
+            expected,
+            magnitude=size,
             terms=8 * roundings(case, 1),
-        )  # fmt: skip
+        )
         bound = 8 * roundings(case, 1) * EPS * size
         trace = float(G[index, index].sum())
         yield holds(
-            f"{case}, Gauss-Newton, {l}: negative estimate of a positive "
-"trace", q < -bound < bound < trace,
+            f"{case}, Gauss-Newton, {l}: negative estimate of a positive trace",
+            q < -bound < bound < trace,
             f"q_l = {q:.3g}, trace {trace:.3g}",
-        )  # fmt: skip
+        )
 
 
 # --- tail bounds ----------------------------------------------------------------------------------
@@ -203,22 +207,7 @@ SIGN_TAILS = {"published": theory.RADEMACHER_TAIL, "sharp": theory.SHARP_RADEMAC
 )
 def tail_bounds_need_the_whole_form(bound: Formula, context: Context) -> Iterator[Check]:
     """All signs, normal pairs and χ², each against the bound."""
-    H = _integer_hessian()
-    index = torch.arange(2)
-    trace = int(H[0, 0] + H[1, 1])
-    for K, (values, probabilities) in enumerate(_means_of_signs(H, index, most=4), 1):
-        for name, constants in SIGN_TAILS.items():
-            yield _bounded(f"integer H, all signs, K = {K}, "
-f"{name}", bound, H, index, K, values - trace, probabilities,
-                           constants)  # fmt: skip
-        yield _violated(
-            f"integer H, all signs, K = {K}: norms of H_ll",
-            H,
-            index,
-            K,
-            values - trace,
-            probabilities,
-        )
+    yield from _integer_form(bound)
     for c in (2.0, 10.0):
         yield _normal_pair(bound, c)
     for K in (1, 4):
@@ -227,18 +216,24 @@ f"{name}", bound, H, index, K, values - trace, probabilities,
         q = LayerwiseTrace()(case.problem, probes=all_signs(case.problem.num_params)).samples
         for l, rows in case.problem.index.items():
             errors = q[l].to_numpy() - float(case.block(l, l).trace())
+            weights = np.full(len(errors), 1 / len(errors))
             for name, constants in SIGN_TAILS.items():
-                weights = np.full(len(errors), 1 / len(errors))
-                yield _bounded(
-                    f"{case}, {l}, all signs, {name}",
-                    bound,
-                    case.H,
-                    rows,
-                    1,
-                    errors,
-                    weights,
-                    constants,
-                )
+                full = f"{case}, {l}, all signs, {name}"
+                yield _bounded(full, bound, case.H, rows, 1, errors, weights, constants)
+
+
+def _integer_form(bound: Formula) -> Iterator[Check]:
+    """Means of one to four estimates on a matrix of whole numbers, for all signs."""
+    H = _integer_hessian()
+    index = torch.arange(2)
+    trace = int(H[0, 0] + H[1, 1])
+    for K, (values, chances) in enumerate(_means_of_signs(H, index, most=4), 1):
+        errors = values - trace
+        for name, constants in SIGN_TAILS.items():
+            full = f"integer H, all signs, K = {K}, {name}"
+            yield _bounded(full, bound, H, index, K, errors, chances, constants)
+        full = f"integer H, all signs, K = {K}: norms of H_ll"
+        yield _violated(full, H, index, K, errors, chances)
 
 
 def _integer_hessian() -> Tensor:
@@ -271,9 +266,15 @@ def _exceedance(errors: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarr
 
 
 def _bounded(
-    name: str, bound: Formula, H: Tensor, index: Tensor, K: int, errors: np.ndarray, probabilities: np.ndarray,
+    name: str,
+    bound: Formula,
+    H: Tensor,
+    index: Tensor,
+    K: int,
+    errors: np.ndarray,
+    probabilities: np.ndarray,
     constants: theory.TailConstants,
-) -> Check:  # fmt: skip
+) -> Check:
     """The bound holds at every error that occurs, and so at every ε, since it falls with ε."""
     sizes, chance = _exceedance(errors, probabilities)
     some = np.unique(np.linspace(0, len(sizes) - 1, 64).astype(int))
@@ -296,9 +297,10 @@ def _violated(
     ]
     worst = int(np.argmax(chance - claimed))
     return holds(
-        f"{name} promise too much", chance[worst] > claimed[worst],
+        f"{name} promise too much",
+        chance[worst] > claimed[worst],
         f"P(error ≥ {sizes[worst]:.3g}) = {chance[worst]:.3g}, promised {claimed[worst]:.3g}",
-    )  # fmt: skip
+    )
 
 
 def _normal_pair(bound: Formula, c: float) -> Check:

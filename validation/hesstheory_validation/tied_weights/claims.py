@@ -70,8 +70,9 @@ def _separate_trace(tie: Tie) -> float:
 
 @claim(
     "T7",
-    "Instances r = 1..T of one tensor, unrolled Hessian U: H_w = Σ_rs U_rs, so estimating with independent probes per "
-    "instance is off by −Σ_{r≠s} tr U_rs; the sign can be +, − or 0.",
+    "Let U be the unrolled Hessian of the instances r = 1..T of one tensor. Then H_w = Σ_rs "
+    "U_rs. Estimating with independent probes per instance is off by −Σ_{r≠s} tr U_rs. The sign "
+    "can be +, − or 0.",
     formula=r"\mathbb{E}\sum_r z_r^{\top}(Uz)_r-\operatorname{tr}H_w=-\sum_{r\neq "
     r"s}\operatorname{tr}U_{rs}",
     source="[LHT]",
@@ -120,10 +121,16 @@ def _measured_bias(formula: Formula, tie: Tie) -> Check:
     separate = _separate_trace(tie)
     trace = float(tie.H_w.trace())
     row = {
-        "example": tie.tied.network, "tensor": tie.tensor, "stage": tie.tied.stage, "instances": len(tie.U),
-        "exact_trace": trace, "separate_trace": separate, "bias": separate - trace, "bound_low": None,
+        "example": tie.tied.network,
+        "tensor": tie.tensor,
+        "stage": tie.tied.stage,
+        "instances": len(tie.U),
+        "exact_trace": trace,
+        "separate_trace": separate,
+        "bias": separate - trace,
+        "bound_low": None,
         "bound_high": None,
-    }  # fmt: skip
+    }
     if _is_psd(tie.U):
         bounds = theory.tied_bias_bounds(tie.U)
         row |= {"bound_low": float(bounds.low), "bound_high": float(bounds.high)}
@@ -144,8 +151,8 @@ def _is_psd(U: Tensor) -> bool:
 
 @claim(
     "T7.a",
-    "The blocks U_rs between the uses of a tied tensor are those of the network with a tensor of its own for every "
-    "use, and H_w = Σ_rs U_rs.",
+    "The blocks U_rs between the uses of a tied tensor are those of the network with a tensor of "
+    "its own for every use. They add up to H_w = Σ_rs U_rs.",
     formula=r"H_w=\sum_{r,s}U_{rs}",
     reason="chain rule at w_1 = … = w_T = w",
     subject=unrolled_hessian,

@@ -164,7 +164,8 @@ def network_ties(context: Context) -> list[Tie]:
 
 @lru_cache(maxsize=32)
 def tied_pairs(context: Context, sign: int) -> list[tuple[Tie, zoo.TiedPair]]:
-    """The zoo's parallel and series tie and its linear autoencoder whose bias has the given sign."""
+    """The zoo's parallel and series tie and its linear autoencoder whose bias has the given
+    sign."""
     drawn = zoo.tied_pairs(sign, context.generator("pairs", str(sign)))
     owners = [("first", "second"), ("first", "second"), ("up", "down")]
     found = []

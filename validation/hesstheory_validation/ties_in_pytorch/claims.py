@@ -106,9 +106,10 @@ def _keepers(context: Context) -> Sequence[Way]:
 
 @claim(
     "T9",
-    "In PyTorch a tie is kept by differentiating in the shared leaf and by module reuse; it is lost by "
-    "named_parameters(remove_duplicate=False), functional_call(tie_weights=False), one storage in two nn.Parameters, "
-    "differentiating in a parametrised tensor, allow_unused=True on a parametrised weight and reentrant checkpointing.",
+    "In PyTorch a tie is kept by differentiating in the shared leaf and by module reuse. It is "
+    "lost by named_parameters(remove_duplicate=False), functional_call(tie_weights=False), one "
+    "storage in two nn.Parameters, differentiating in a parametrised tensor, allow_unused=True "
+    "on a parametrised weight, and reentrant checkpointing.",
     formula=r"\nabla^2_w R=\sum_{r,s}U_{rs}",
     reason="autograd adds up the uses of a leaf; it sees neither storages nor names",
     rests_on=["T7.a"],
@@ -147,9 +148,10 @@ def _gives(name: str, way: Way, tie: Tie, owners: tuple[str, str]) -> Check:
 
 @claim(
     "T9.a",
-    "A trap that gives every use a leaf of its own loses exactly the cross-instance blocks, and its trace is off by "
-    "the bias of T7: functional_call(tie_weights=False) with every name, one storage in two nn.Parameters, and "
-    "parametrised tensors under parametrize.cached().",
+    "A trap that gives every use a leaf of its own loses exactly the cross-instance blocks. Its "
+    "trace is off by the bias of T7. Such traps are functional_call(tie_weights=False) with "
+    "every name, one storage in two nn.Parameters, and parametrised tensors under "
+    "parametrize.cached().",
     formula=r"\sum_r\operatorname{tr}U_{rr}-\operatorname{tr}H_w=-\sum_{r\neq "
     r"s}\operatorname{tr}U_{rs}",
     reason="∂²R/∂w_r² with the other uses held fast is U_rr",
@@ -194,16 +196,20 @@ OTHER_TRAPS: dict[str, Way] = {
 def what_traps_keep(U: Tensor) -> dict[str, Tensor]:
     """What the other traps give for two uses: twice the truth, one use, nothing, and the use
     outside the checkpoint."""
-    return {"aliases": 2 * U.sum((0, 2)), "one alias": U[0, :, 0, :], "unused": 0 * U[0, :, 0, :],
-            "reentrant": U[1, :, 1, :]}  # fmt: skip
+    return {
+        "aliases": 2 * U.sum((0, 2)),
+        "one alias": U[0, :, 0, :],
+        "unused": 0 * U[0, :, 0, :],
+        "reentrant": U[1, :, 1, :],
+    }
 
 
 @claim(
     "T9.b",
-    "The other traps lose more or less than that: listing both names in plain autograd counts H_w twice; one name "
-    "under functional_call(tie_weights=False) leaves the other use a constant; allow_unused=True turns a "
-    "parametrised weight into a silent zero; a reentrant checkpoint hides the uses inside it. PyTorch refuses only "
-    "some of them.",
+    "The other traps lose more or less than that. Listing both names in plain autograd counts "
+    "H_w twice. One name under functional_call(tie_weights=False) leaves the other use a "
+    "constant. allow_unused=True turns a parametrised weight into a silent zero. A reentrant "
+    "checkpoint hides the uses inside it. PyTorch refuses only some of them.",
     formula=r"T\,H_w,\quad U_{11},\quad 0,\quad U_{22}",
     reason="what autograd reaches from the leaf that is handed to it",
     rests_on=["T7.a"],

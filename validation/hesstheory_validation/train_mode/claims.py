@@ -102,8 +102,8 @@ def _normalised_line() -> Problem:
 
 @claim(
     "T16",
-    "With batch norm in train mode the mini-batch Hessian is not an average of per-sample Hessians: E_B H_B ≠ H. In "
-    "eval mode E_B H_B = H.",
+    "With batch norm in train mode the mini-batch Hessian is not an average of per-sample "
+    "Hessians: E_B H_B ≠ H. In eval mode it is.",
     formula=r"\mathbb{E}_B H_B\neq H",
     reason="the statistics of the mini-batch are a non-linear function of its samples",
     subject=mini_batch_hessian,
@@ -156,8 +156,8 @@ def _averages(name: str, hessian_of: MatrixOf, problem: Problem, *, equal: bool)
 
 @claim(
     "T16.a",
-    "With batch norm in train mode T10 breaks: the variance between mini-batches is not S_t² f/b for any S_t². In eval "
-    "mode it is.",
+    "With batch norm in train mode T10 breaks: the variance between mini-batches is not S_t² f/b "
+    "for any S_t². In eval mode it is.",
     formula=r"\operatorname{Var}_B\operatorname{tr}H_{B,ll}\neq\frac{S_t^2}{b}\Bigl(1-\frac "
     r"bn\Bigr)",
     reason="T16: the traces of mini-batches are no means of n fixed numbers",
@@ -207,7 +207,8 @@ def _no_spread_fits(name: str, hessian_of: MatrixOf, problem: Problem) -> Check:
 
 
 def _batch_variance(hessian_of: MatrixOf, problem: Problem, size: int) -> tuple[Tensor, Tensor]:
-    """Var_B tr H_B,ll over all mini-batches of a size, by block, and the magnitude of the traces."""
+    """Var_B tr H_B,ll over all mini-batches of a size, by block, and the magnitude of the
+    traces."""
     mini = torch.stack([hessian_of(problem, batch) for batch in mini_batches(problem, size)])
     return _block_traces(mini, problem).var(0, unbiased=False), _absolute_traces(mini, problem)
 
@@ -265,7 +266,8 @@ def masks_at(problem: Problem, seed: int) -> list[dict[str, Tensor]]:
 
 
 def masked_hessian(problem: Problem, masks: list[dict[str, Tensor]]) -> Tensor:
-    """The Hessian of the network that multiplies by these masks, by `torch.autograd` in one piece."""
+    """The Hessian of the network that multiplies by these masks, by `torch.autograd` in one
+    piece."""
     theta = torch.cat([p.detach().reshape(-1) for p in problem.params.values()])
     spans = {name: slice(*span) for name, span in problem.offsets.items()}
 
@@ -293,8 +295,9 @@ NUM_MASKS = 3
 
 @claim(
     "T16.b",
-    "With dropout and one mask per graph, the estimate is that of the masked network, however many probes: another "
-    "mask has another trace, and neither is that of the network without dropout.",
+    "With dropout and one mask per graph, the estimate is that of the masked network, however "
+    "many probes. Another mask has another trace, and neither is that of the network without "
+    "dropout.",
     formula=r"\mathbb{E}[q_l\mid\text{mask}]=\operatorname{tr}H^{\text{mask}}_{ll}",
     reason="all probes are pulled back through the graph of one forward pass",
     rests_on=["T1"],
@@ -360,8 +363,8 @@ def _state(problem: Problem) -> dict[str, Tensor]:
 
 @claim(
     "T16.c",
-    "Looking at a network in train mode changes nothing: parameters, buffers, gradients, modes and the global random "
-    "stream are as before, bit for bit.",
+    "Looking at a network in train mode changes nothing. Parameters, buffers, gradients, modes "
+    "and the global random stream are as before, bit for bit.",
     reason="the forward pass runs on copies of the buffers and gives the random state back",
     subject=LayerwiseTrace,
     mutants=[

@@ -41,8 +41,8 @@ def coordinate_probes(num_params: int) -> Tensor:
 
 @claim(
     "T1",
-    "E q_l = tr H_ll for every layer from one full-vector product Hz, for any z with E zzᵀ = I and independent of H; "
-    "E z = 0 is not needed.",
+    "E q_l = tr H_ll for every layer from one full-vector product Hz, for any z with E zzᵀ = I "
+    "and independent of H. E z = 0 is not needed.",
     formula=r"\mathbb{E}\,z_l^{\top}(Hz)_l=\operatorname{tr}H_{ll}",
     source="[LHT]",
     reason="E z_i z_j = δ_ij makes every cross term vanish",

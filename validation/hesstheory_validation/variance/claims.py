@@ -95,8 +95,8 @@ def enumerated_variance(case: Case, context: Context) -> tuple[np.ndarray, np.nd
 
 @claim(
     "T2",
-    "Var q_l = 2‖H_ll‖² + (κ−3) Σ_{i∈l} H_ii² + Σ_{m≠l} ‖H_lm‖²: cross-layer blocks enter with coefficient 1, "
-    "whatever κ.",
+    "Var q_l = 2‖H_ll‖² + (κ−3) Σ_{i∈l} H_ii² + Σ_{m≠l} ‖H_lm‖². Cross-layer blocks enter with "
+    "coefficient 1, whatever κ.",
     formula=r"\operatorname{Var}q_l=2\lVert H_{ll}\rVert^2+(\kappa-3)\sum_{i\in l}H_{ii}^2"
     r"+\sum_{m\neq l}\lVert H_{lm}\rVert^2",
     source="[LHT] states a closed form; formula ours",
@@ -253,7 +253,8 @@ def signs_beat_normals(formula: Formula, context: Context) -> Iterator[Check]:
     "T5",
     "For z uniform on the sphere of radius √P: Var q_l = P/(P+2)·(2‖H_ll‖² + Σ_{m≠l}‖H_lm‖²) − "
     "2/(P+2)·(tr H_ll)².",
-    formula=r"\operatorname{Var}q_l=\frac{P}{P+2}\Bigl(2\lVert H_{ll}\rVert^2+\sum_{m\neq l}\lVert H_{lm}\rVert^2\Bigr)"
+    formula=r"\operatorname{Var}q_l=\frac{P}{P+2}\Bigl(2\lVert H_{ll}\rVert^2"
+    r"+\sum_{m\neq l}\lVert H_{lm}\rVert^2\Bigr)"
     r"-\frac{2}{P+2}(\operatorname{tr}H_{ll})^2",
     reason="a normal vector is √(χ²/P) times an independent point of the sphere",
     rests_on=["T2"],
