@@ -1,31 +1,30 @@
-"""A full-scale run: its stages in order, each kept on disk as soon as it is done, and what they say together."""
+"""A full-scale run: its stages in order, each kept on disk, and what they say together."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hesstheory import evidence
-from hesstheory.evidence.checks import Check, Status, Verdict
+from hesstheory.evidence.checks import Check, Kind, Status, Verdict
 from hesstheory.harness.stages.registry import STAGES
 from hesstheory.harness.stages.stage import Found, Measurement
 from hesstheory.harness.subject import Say, Settings, Subject, built
+from hesstheory.run.clock import wall_timed
 from hesstheory.run.files import write_atomically
 from hesstheory.run.memory import peak_memory
 from hesstheory.run.precision import full_precision, precision_switches
 from hesstheory.run.provenance import fingerprint, provenance
 from hesstheory.run.ranks import PATIENCE, Ranks, device_named, ranks
 
-Report = dict[str, Any]
+Report = Found
 
 
 def run(
@@ -37,44 +36,88 @@ def run(
     say: Say = print,
     patience: float = PATIENCE,
 ) -> Report:
-    """Measures a full-scale network and returns what `DIR/harness.json` holds; the first process writes it.
+    """Measures a full-scale network; the first process writes `OUT/harness.json`.
 
-    Every finished stage is a file in `DIR/stages`; with `resume` a run that was stopped goes on behind the last one,
-    by the same code and versions alone.
-    Raises ValueError for settings that cannot be run, and where DIR holds another run.
+    Every finished stage is a file in `OUT/stages`.
+
+    Parameters
+    ----------
+    settings
+        What is measured.
+    out
+        Folder of the run, new or empty.
+    resume
+        Whether a run that was stopped goes on behind its last finished stage, by the same code
+        and versions alone.
+    command
+        The command line, for the record.
+    say
+        Is told what happens, in the first process.
+    patience
+        Seconds that a process waits for the others.
+
+    Returns
+    -------
+    dict
+        What `harness.json` holds.
+
+    Raises
+    ------
+    ValueError
+        Settings that cannot be run, a folder that holds another run or other files, or a damaged
+        record.
+    LostRank
+        Another process failed or ended.
     """
     if not 0 < patience < math.inf:
         raise ValueError(f"patience is {patience}: pass seconds, more than 0")
     folder = Path(out)
     device = device_named(settings.device)
     with ranks(device, patience) as us, full_precision():
-        talk: Say = say if us.first else lambda text: None
         us.agreed(lambda: _prepare(folder, settings, resume) if us.first else None)
-        subject: Subject | None = None
-        found: dict[str, Found] = {}
+        course = _Course(settings, folder, device, us, say if us.first else _nothing)
         for number, (name, stage) in enumerate(STAGES.items(), start=1):
-            file = folder / "stages" / f"{number}_{name}.json"
-            done = us.from_first(us.agreed(partial(_read, file) if us.first else _nothing))
-            if done is None:
-                if subject is None:
-                    with _withdrawn_on_error(folder, us):
-                        subject = built(settings, device, us, folder, talk)
-                done = _measured(name, stage, subject, found)
-                if us.first:
-                    write_atomically(file, json.dumps(done, ensure_ascii=False) + "\n")
-            found[name] = done
-            talk(f"{name}: {done['wall_seconds']:.1f} s")
-        report = _joined(settings, found, us, str(device), command)
+            course.add(number, name, stage)
+        report = _joined(settings, course.found, us, str(device), command)
         if us.first:
-            write_atomically(
-                folder / "harness.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-            )
+            text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+            write_atomically(folder / "harness.json", text)
     return report
+
+
+@dataclass
+class _Course:
+    """A run on its way: the stages that are done, and the subject, built when one is not."""
+
+    settings: Settings
+    folder: Path
+    device: torch.device
+    us: Ranks
+    say: Say
+    found: dict[str, Found] = field(default_factory=dict)
+
+    @cached_property
+    def subject(self) -> Subject:
+        """The network on its batch; settings that cannot be built leave no run behind."""
+        with _withdrawn_on_error(self.folder, self.us):
+            return built(self.settings, self.device, self.us, self.folder, self.say)
+
+    def add(self, number: int, name: str, stage: Measurement) -> None:
+        """Reads what a stage found, or measures and keeps it."""
+        file = self.folder / "stages" / f"{number}_{name}.json"
+        done = self.us.from_first(self.us.agreed(partial(_read, file, self.us)))
+        if done is None:
+            done = _measured(stage, self.subject, self.found)
+            if self.us.first:
+                write_atomically(file, json.dumps(done, ensure_ascii=False) + "\n")
+        self.found[name] = done
+        self.say(f"{name}: {done['wall_seconds']:.1f} s")
 
 
 def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
     """Settings on disk first: what is measured later belongs to them."""
-    file, code = folder / "settings.json", fingerprint("hesstheory")
+    file = folder / "settings.json"
+    code = fingerprint("hesstheory")
     if not file.exists():
         if folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise ValueError(
@@ -89,27 +132,27 @@ def _prepare(folder: Path, settings: Settings, resume: bool) -> None:
     before = _record(file, set(), "pass another folder as --out")
     if differing := settings.differing(before):
         raise ValueError(
-            f"the run in {folder} has another {', '.join(differing)}: pass its settings, or another --out"
+            f"the run in {folder} has another {', '.join(differing)}: pass its settings, "
+            "or another --out"
         )
     if before.get("code") != code:
         raise ValueError(
-            f"the run in {folder} was begun by other code or other versions of its libraries, whose numbers do not mix "
-            "with these: pass another folder as --out"
+            f"the run in {folder} was begun by other code or other versions of its libraries, "
+            "whose numbers do not mix with these: pass another folder as --out"
         )
 
 
-def _nothing() -> None:
-    """What the other processes read."""
+def _nothing(text: str) -> None:
+    """What the other processes say."""
 
 
-def _record(file: Path, keys: set[str], cure: str) -> dict[str, Any]:
+def _record(file: Path, keys: set[str], cure: str) -> Found:
     """A JSON object on disk that has the keys."""
     try:
         found = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({str(error).partition(':')[0]}): {cure}"
-        ) from error
+        reason = str(error).partition(":")[0]
+        raise ValueError(f"{file} cannot be read ({reason}): {cure}") from error
     if not isinstance(found, dict) or not keys <= found.keys():
         raise ValueError(f"{file} is no record of a run: {cure}")
     return found
@@ -126,39 +169,37 @@ def _withdrawn_on_error(folder: Path, us: Ranks) -> Iterator[None]:
         raise
 
 
-def _read(file: Path) -> Found | None:
-    """A finished stage; files are renamed into place, so that one which is there is whole unless it was damaged."""
-    if not file.exists():
+_KEYS = {
+    "layers", "checks", "seconds", "found", "wall_seconds", "peak_memory_bytes", "num_params"
+}  # fmt: skip
+
+
+def _read(file: Path, us: Ranks) -> Found | None:
+    """A finished stage, which the first process reads.
+
+    Files are renamed into place: one which is there is whole unless it was damaged.
+    """
+    if not us.first or not file.exists():
         return None
-    keys = {
-        "layers",
-        "checks",
-        "seconds",
-        "found",
-        "wall_seconds",
-        "peak_memory_bytes",
-        "num_params",
-    }
-    return _record(file, keys, "delete it, and --resume measures that stage again")
+    return _record(file, _KEYS, "delete it, and --resume measures that stage again")
 
 
-def _measured(
-    name: str, stage: Measurement, subject: Subject, found: Mapping[str, Found]
-) -> Found:
-    start = time.perf_counter()
-    result = stage(subject, found)
+def _measured(stage: Measurement, subject: Subject, found: Mapping[str, Found]) -> Found:
+    """What a stage found, as its file holds it."""
+    seconds, result = wall_timed(partial(stage, subject, found), subject.device)
     return {
         "layers": result.layers,
         "checks": [_as_json(check) for check in result.checks],
         "seconds": result.seconds,
         "found": result.found,
-        "wall_seconds": time.perf_counter() - start,
+        "wall_seconds": seconds,
         "peak_memory_bytes": peak_memory(subject.device),
         "num_params": subject.problem.num_params,
     }
 
 
-def _as_json(check: Check) -> dict[str, Any]:
+def _as_json(check: Check) -> Found:
+    """A check of the report; a number that JSON does not know is null."""
     numbers = {key: getattr(check, key) for key in ("discrepancy", "bound", "alpha", "detectable")}
     finite = {key: x if x is None or math.isfinite(x) else None for key, x in numbers.items()}
     return {
@@ -170,20 +211,14 @@ def _as_json(check: Check) -> dict[str, Any]:
     }
 
 
+# --- the report -----------------------------------------------------------------------------------
+
+
 def _joined(
     settings: Settings, found: Mapping[str, Found], us: Ranks, device: str, command: str
 ) -> Report:
     """The report: layers with all their numbers, checks, costs."""
-    checks = [check for stage in found.values() for check in stage["checks"]]
-    layers: dict[str, dict[str, float]] = {}
-    for stage in found.values():
-        for quantity, by_layer in stage["layers"].items():
-            for layer, value in by_layer.items():
-                layers.setdefault(layer, {})[quantity] = value if math.isfinite(value) else None  # type: ignore[assignment]
-    statuses = [Check(c["name"], c["kind"], Status(c["status"])) for c in checks]
-    seconds = {key: value for stage in found.values() for key, value in stage["seconds"].items()}
-    unit = seconds["gradient"]
-    verdict = evidence.verdict(statuses)
+    verdict = evidence.verdict([_as_check(check) for check in _checks(found)])
     return {
         "model": settings.model,
         "data": settings.data,
@@ -194,22 +229,55 @@ def _joined(
         "matrix": "H" if settings.activation == "relu" else "G",
         "num_params": next(iter(found.values()))["num_params"],
         "processes": us.count,
-        "layers": layers,
-        "checks": {
-            check["name"]: {k: v for k, v in check.items() if k != "name"} for check in checks
-        },
+        "layers": _layers(found),
+        "checks": {check["name"]: _without(check, "name") for check in _checks(found)},
         "found": {
-            name: {k: v for k, v in s["found"].items() if k != "samples"}
-            for name, s in found.items()
-            if s["found"]
+            name: _without(stage["found"], "samples")
+            for name, stage in found.items()
+            if stage["found"]
         },
-        "seconds": seconds,
-        "gradients": {key: value / unit for key, value in seconds.items()},
-        "stages": {name: stage["wall_seconds"] for name, stage in found.items()},
-        "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in found.values()),
+        **_costs(found),
         "precision": precision_switches(),
         "provenance": provenance(command),
         "threads": torch.get_num_threads(),
         "verdict": str(verdict),
         "passed": verdict in (Verdict.HOLDS, Verdict.CONDITIONAL),
     }
+
+
+def _costs(found: Mapping[str, Found]) -> Report:
+    """Seconds, gradients and bytes."""
+    seconds = {key: value for stage in found.values() for key, value in stage["seconds"].items()}
+    unit = seconds["gradient"]
+    return {
+        "seconds": seconds,
+        "gradients": {key: value / unit for key, value in seconds.items()},
+        "stages": {name: stage["wall_seconds"] for name, stage in found.items()},
+        "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in found.values()),
+    }
+
+
+def _checks(found: Mapping[str, Found]) -> list[Found]:
+    """The checks of all stages."""
+    return [check for stage in found.values() for check in stage["checks"]]
+
+
+def _as_check(record: Found) -> Check:
+    """As much of a check as its verdict depends on."""
+    return Check(record["name"], Kind(record["kind"]), Status(record["status"]))
+
+
+def _layers(found: Mapping[str, Found]) -> dict[str, dict[str, float | None]]:
+    """All numbers of every layer; one that is not finite is null."""
+    layers: dict[str, dict[str, float | None]] = {}
+    for stage in found.values():
+        for quantity, by_layer in stage["layers"].items():
+            for layer, value in by_layer.items():
+                finite = value if math.isfinite(value) else None
+                layers.setdefault(layer, {})[quantity] = finite
+    return layers
+
+
+def _without(record: Found, key: str) -> Found:
+    """A record without one of its keys."""
+    return {name: value for name, value in record.items() if name != key}

@@ -22,7 +22,10 @@ class LostRank(RuntimeError):
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, of which this is number `rank` of `count`; alone, nothing is communicated."""
+    """The processes of a run, of which this is number `rank` of `count`.
+
+    One that is alone communicates nothing.
+    """
 
     rank: int = 0
     count: int = 1
@@ -33,7 +36,15 @@ class Ranks:
         return self.rank == 0
 
     def share(self, number: int) -> range:
-        """This process's part of so many samples or probes: consecutive, sizes that differ by one at most."""
+        """This process's part of so many samples or probes.
+
+        Parts are consecutive, and their sizes differ by one at most.
+
+        Examples
+        --------
+        >>> [list(Ranks(rank, 3).share(7)) for rank in range(3)]
+        [[0, 1], [2, 3], [4, 5, 6]]
+        """
         return range(number * self.rank // self.count, number * (self.rank + 1) // self.count)
 
     def total(self, part: Tensor) -> Tensor:
@@ -62,13 +73,18 @@ class Ranks:
                     torch.distributed.broadcast(tensor, src=0)
 
     def agreed(self, work: Callable[[], Result]) -> Result:
-        """What `work`, which communicates nothing, returns; where it fails in one process it raises in all.
+        """What `work`, which communicates nothing, returns; a failure of one is one of all.
 
-        Raises the process's own error, or `LostRank` with the error of another one.
+        Raises
+        ------
+        LostRank
+            `work` failed in another process, whose error the message holds. Where it failed in
+            this one, its own error is raised.
         """
         if self.count == 1:
             return work()
-        error, result = None, None
+        error: Exception | None = None
+        result: Result | None = None
         try:
             result = work()
         except Exception as raised:
@@ -86,7 +102,22 @@ class Ranks:
 
 @contextmanager
 def ranks(device: torch.device, patience: float = PATIENCE) -> Iterator[Ranks]:
-    """The processes that `torchrun` started, over nccl for CUDA and gloo else; one where it was not used."""
+    """The processes that `torchrun` started, over nccl for CUDA and gloo else.
+
+    Without `torchrun` there is one.
+
+    Parameters
+    ----------
+    device
+        Where tensors lie that are communicated.
+    patience
+        Seconds that a process waits for the others.
+
+    Raises
+    ------
+    ValueError
+        `torchrun` started several, and this PyTorch has no torch.distributed.
+    """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Ranks()
@@ -94,9 +125,8 @@ def ranks(device: torch.device, patience: float = PATIENCE) -> Iterator[Ranks]:
     if not torch.distributed.is_available():
         raise ValueError("this PyTorch has no torch.distributed: run one process, without torchrun")
     backend = "nccl" if device.type == "cuda" else "gloo"
-    os.environ.setdefault(
-        "TORCH_NCCL_BLOCKING_WAIT", "1"
-    )  # else nccl aborts a process that waits too long
+    # Else nccl aborts a process that waits too long.
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
     torch.distributed.init_process_group(backend, timeout=timedelta(seconds=patience))
     try:
         yield Ranks(torch.distributed.get_rank(), count)
@@ -106,33 +136,50 @@ def ranks(device: torch.device, patience: float = PATIENCE) -> Iterator[Ranks]:
 
 @contextmanager
 def _waiting() -> Iterator[None]:
+    """An error of communication says that another process is lost."""
     try:
         yield
     except RuntimeError as error:
         reason = str(error).partition("\n")[0]
         raise LostRank(
-            f"another process ended or gave no answer in time ({reason}): look for its error above; --resume goes on "
-            "from what was measured"
+            f"another process ended or gave no answer in time ({reason}): look for its error "
+            "above; --resume goes on from what was measured"
         ) from error
 
 
 def device_named(name: str) -> torch.device:
-    """`cpu`, `cuda`, or `auto` for CUDA where there is one; with several processes one CUDA device for each.
+    """The device that a name stands for in this process.
 
-    Raises ValueError where there is none.
+    Parameters
+    ----------
+    name
+        `"cpu"`, `"cuda"`, or `"auto"` for CUDA where there is one. Each of several processes has
+        a CUDA device of its own.
+
+    Raises
+    ------
+    ValueError
+        Another name, or no CUDA device for this process.
+
+    Examples
+    --------
+    >>> device_named("cpu")
+    device(type='cpu')
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device is {name!r}: pass auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError(
-            f"no CUDA device is available to PyTorch {torch.__version__}: pass --device cpu, or install a CUDA build"
+            f"no CUDA device is available to PyTorch {torch.__version__}: pass --device cpu, "
+            "or install a CUDA build"
         )
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= torch.cuda.device_count():
         raise ValueError(
-            f"process {local} has no CUDA device of its own, there are {torch.cuda.device_count()}"
+            f"process {local} has no CUDA device of its own, there are "
+            f"{torch.cuda.device_count()}: start as many processes as there are devices"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
