@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from hesstheory.problem.risk import Problem
 
 
+# Of 12 and 15 parameters: all sign vectors can be enumerated in the seconds of the smoke profile.
+SMOKE_NETWORKS = ("tiny_mlp", "tiny_relu")
+
+# By then the loss of most small networks is below 5 % of the untrained one.
+TRAINED_STEPS = 300
+
+
 @dataclass(frozen=True)
 class Case:
     """A network of the zoo at a stage of training, with its exact Hessian."""
@@ -53,8 +60,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Context:
-    """What a claim may use: the profile, the level of one statistical test, named random streams
-    and networks."""
+    """What a claim may use.
+
+    Attributes
+    ----------
+    profile
+        `smoke`, `ci` or `full`: how much may be spent.
+    seed
+        Seed of all random streams.
+    alpha
+        Level of one statistical test.
+    claim
+        Id of the claim, which names its streams.
+    """
 
     profile: str
     seed: int
@@ -66,8 +84,7 @@ class Context:
         return stream(self.seed, self.claim, *names)
 
     def case(self, network: str, steps: int = 0) -> Case:
-        """A network of the zoo after some training steps, built once per process and shared by all
-        claims."""
+        """A network of the zoo after some training steps, built once and shared by all claims."""
         return _case(network, steps, self.seed)
 
     def cases(self, networks: Sequence[str] | None = None) -> list[Case]:
@@ -85,13 +102,10 @@ class Context:
         return self.profile == "full"
 
 
-SMOKE_NETWORKS = ("tiny_mlp", "tiny_relu")
-
-TRAINED_STEPS = 300
-
-
+# Room for the 13 small networks at four stages each, so that claims share them.
 @lru_cache(maxsize=64)
 def _case(network: str, steps: int, seed: int) -> Case:
+    """The case of this process for a network, a number of steps and a seed."""
     from hesstheory import zoo
 
     problem = zoo.problem(network, stream(seed, "network", network), steps=steps)

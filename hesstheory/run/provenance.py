@@ -15,6 +15,9 @@ import torch
 
 from hesstheory.run.sources import sources_reached
 
+# Libraries whose numbers go into results.
+LIBRARIES = ("torch", "numpy", "scipy", "sympy", "scikit-learn")
+
 
 def provenance(command: str) -> dict[str, str]:
     """Versions, machine, commit and command of this process."""
@@ -23,10 +26,7 @@ def provenance(command: str) -> dict[str, str]:
         "hesstheory": _version("hesstheory"),
         "commit": _commit(),
         "python": platform.python_version(),
-        **{
-            package: _version(package)
-            for package in ("torch", "numpy", "scipy", "sympy", "scikit-learn")
-        },
+        **{package: _version(package) for package in LIBRARIES},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
@@ -76,8 +76,10 @@ def fingerprint_of(module: str, data: Sequence[str | os.PathLike[str]] = ()) -> 
 
 
 def fingerprint(*packages: str) -> str:
-    """Hash of all source files of the named packages, and of the versions of the libraries that
-    they compute with."""
+    """Hash of all source files of the named packages, comments too, and of library versions.
+
+    A run of many stages uses it, which must not go on with other code in the middle.
+    """
     digest = hashlib.sha256()
     for package in packages:
         root = Path(str(sys.modules[package].__file__)).parent
@@ -90,15 +92,17 @@ def fingerprint(*packages: str) -> str:
 
 
 def _versions() -> bytes:
-    """Versions of the libraries whose numbers go into results."""
-    return "".join(map(_version, ("torch", "numpy", "sympy", "scikit-learn"))).encode()
+    """Versions of the libraries, for a hash."""
+    return "".join(map(_version, LIBRARIES)).encode()
 
 
 def _short(digest: hashlib._Hash) -> str:
-    return digest.hexdigest()[:16]  # 64 bits: no two of a million states of the code are alike
+    """64 bits: no two of a million states of the code are alike."""
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str:
+    """Version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -106,6 +110,7 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
+    """Commit of the checkout, and whether sources differ from it; `unknown` outside of one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         commit = subprocess.run(
@@ -120,6 +125,7 @@ def _commit() -> str:
 
 
 def _cpu() -> str:
+    """Name of the processor: Linux has it in a file, other systems where Python looks."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(
