@@ -75,21 +75,31 @@ def _draw_map(ax: Axes, cells: pd.DataFrame, norm: LogNorm, is_first: bool) -> N
         norm=norm,
         cmap=_COLOURS,
         cbar=False,
-        xticklabels=[f"{size:g}" for size in cells.columns],
-        yticklabels=[shortened(block, 24) for block in cells.index] if is_first else False,
+        xticklabels=False,  # seaborn would measure every label for overlap
+        yticklabels=False,
         ax=ax,
     )
-    ax.set(xlabel="", ylabel="")
-    ax.set_facecolor("#eeeeee")  # a cell without a count
-    ax.tick_params(length=0, rotation=0)
+    rows, columns = cells.shape
+    names = [shortened(block, 24) for block in cells.index]
+    ax.set_xticks(np.arange(columns) + 0.5, [f"{size:g}" for size in cells.columns])
+    ax.set_yticks(np.arange(rows) + 0.5 if is_first else [], names if is_first else [])
+    ax.set(xlabel="", ylabel="", facecolor="#eeeeee")  # the colour of a cell without a count
+    ax.tick_params(length=0)
     inks = _inks(painted.to_numpy(), norm)
     for (y, x), value in np.ndenumerate(cells.to_numpy()):
-        text = ax.text(x + 0.5, y + 0.5, _written(value), ha="center", va="center", fontsize=7.5)
-        text.set_color(str(inks[y, x]))
-        if CLAIMED_RANGE[0] <= value <= CLAIMED_RANGE[1]:
-            text.set_fontweight("bold")
-            frame = Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, fill=False, lw=1.8, ec="black")
-            ax.add_patch(frame)
+        _write(ax, (x, y), value, str(inks[y, x]))
+
+
+def _write(ax: Axes, place: tuple[int, int], value: float, ink: str) -> None:
+    """The count of one cell, in a frame where it lies inside the claimed range."""
+    x, y = place
+    is_inside = CLAIMED_RANGE[0] <= value <= CLAIMED_RANGE[1]
+    text = ax.text(x + 0.5, y + 0.5, _written(value), ha="center", va="center", fontsize=7.5)
+    text.set(color=ink, fontweight="bold" if is_inside else "normal")
+    text.set_in_layout(False)  # it lies inside the axes; measuring 560 texts takes a second
+    if is_inside:
+        box = Rectangle((x + 0.04, y + 0.06), 0.92, 0.88, fill=False, lw=1.8, ec="black")
+        ax.add_patch(box)
 
 
 def _inks(painted: np.ndarray, norm: LogNorm) -> np.ndarray:
