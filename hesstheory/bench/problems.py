@@ -16,6 +16,7 @@ from hesstheory.bench.ways import CONTROL, LOGITS, OF_PEERS, PRODUCTS
 from hesstheory.problem.risk import Problem
 from hesstheory.run.streams import stream
 from hesstheory.zoo.initial import draw_parameters
+from hesstheory.zoo.training import descend
 
 
 @dataclass(frozen=True)
@@ -87,12 +88,8 @@ def _on_digits(model: nn.Module, num_samples: int, steps: int) -> Problem:
     draw_parameters(
         model.float().to_empty(device="cpu"), stream(0, "bench"), gain=math.sqrt(2), spread=0.0
     )
-    descent = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
-    for _ in range(steps):
-        descent.zero_grad()
-        torch.autograd.backward(F.cross_entropy(model(inputs), targets))
-        descent.step()
-    descent.zero_grad()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    descend(model, F.cross_entropy, lambda step: (inputs, targets), optimizer, range(steps))
     return Problem(model.eval(), F.cross_entropy, [(inputs, targets)])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from hesstheory import zoo
 from hesstheory.curvature.matrix import Curvature
 from hesstheory.estimators.probes import Rademacher
-from hesstheory.problem.batches import Batch
 from hesstheory.harness.training import Training
+from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
 from hesstheory.run.ranks import Ranks
 from hesstheory.run.streams import stream

@@ -10,9 +10,14 @@ from torch import Tensor, nn
 
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
-from hesstheory.zoo.initial import initialise
-from hesstheory.zoo.registry import network
+from hesstheory.zoo.data import Data
+from hesstheory.zoo.initial import initialise, train_without_dropout
+from hesstheory.zoo.registry import Network, network
 from hesstheory.zoo.training import descend
+
+# Of the training of all networks of the registry; their learning rates differ.
+_TRAINING_BATCH = 32
+_MOMENTUM = 0.9
 
 
 def problem(
@@ -62,8 +67,23 @@ def trained(
         raise ValueError(f"steps is {steps}: pass 0 for the untrained network, or more")
     model, data = chosen.build().to(dtype), chosen.data(dtype=dtype)
     initialise(model, data.inputs, generator, gain=chosen.gain)
-    descend(model, chosen, data, steps, generator)
+    if steps:
+        _train(model, chosen, data, steps, generator)
     return model.train(chosen.train_mode)
+
+
+def _train(
+    model: nn.Module, chosen: Network, data: Data, steps: int, generator: torch.Generator
+) -> None:
+    """Mini-batches drawn with replacement."""
+    train_without_dropout(model)
+
+    def batch_at(step: int) -> Batch:
+        rows = torch.randint(len(data.inputs), (_TRAINING_BATCH,), generator=generator)
+        return data.inputs[rows], data.targets[rows]
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=chosen.learning_rate, momentum=_MOMENTUM)
+    descend(model, chosen.loss, batch_at, optimizer, range(steps))
 
 
 def cut_into_batches(

@@ -1,27 +1,70 @@
-"""The training loop."""
+"""The one training loop. Who calls it brings batches, optimiser, schedule and what follows a step."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from collections.abc import Callable, Iterable
 
-from hesstheory.zoo.data import Data
-from hesstheory.zoo.initial import train_without_dropout
-from hesstheory.zoo.registry import Network
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from hesstheory.problem.batches import Batch
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def descend(
-    model: nn.Module, network: Network, data: Data, steps: int, generator: torch.Generator
+    model: nn.Module,
+    loss_fn: LossFunction,
+    batch_at: Callable[[int], Batch],
+    optimizer: Optimizer,
+    steps: Iterable[int],
+    *,
+    learning_rate_at: Callable[[int], float] | None = None,
+    after_step: Callable[[int, Tensor], None] | None = None,
 ) -> None:
-    """Gradient descent with momentum 0.9 on mini-batches of 32 drawn with replacement."""
-    train_without_dropout(model)
-    parameters = list(model.parameters())
-    velocities = [torch.zeros_like(p) for p in parameters]
-    for _ in range(steps):
-        rows = torch.randint(len(data.inputs), (32,), generator=generator)
+    """Steps of an optimiser on mini-batches; gradients are cleared at the end.
+
+    The model stays in the mode that it is in. Random numbers are drawn by `batch_at` alone.
+
+    Parameters
+    ----------
+    model
+        The network, already on its device and in the mode that training wants.
+    loss_fn
+        `loss_fn(outputs, targets)`, the mean over a batch.
+    batch_at
+        Inputs and targets of a step, by its number.
+    optimizer
+        An optimiser of the model's parameters.
+    steps
+        Numbers of the steps. A run that goes on starts at the first step that is not yet done.
+    learning_rate_at
+        The learning rate of a step; that of the optimiser by default.
+    after_step
+        Is told the number of a step and its loss, for progress and checkpoints. An exception that
+        it raises ends the training.
+
+    Examples
+    --------
+    >>> line = torch.nn.utils.skip_init(nn.Linear, 1, 1, bias=False, dtype=torch.float64)
+    >>> _ = torch.nn.init.zeros_(line.weight)
+    >>> x = torch.ones(4, 1, dtype=torch.float64)
+    >>> optimizer = torch.optim.SGD(line.parameters(), lr=0.25)
+    >>> descend(line, nn.functional.mse_loss, lambda step: (x, 3 * x), optimizer, range(20))
+    >>> round(line.weight.item(), 4)
+    3.0
+    """
+    for step in steps:
+        inputs, targets = batch_at(step)
+        if learning_rate_at is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step)
+        optimizer.zero_grad()
         with torch.enable_grad():
-            loss = network.loss(model(data.inputs[rows]), data.targets[rows])
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-            velocity.mul_(0.9).add_(gradient)
-            parameter.data.sub_(network.learning_rate * velocity)
+            loss = loss_fn(model(inputs), targets)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        if after_step is not None:
+            after_step(step, loss.detach())
+    optimizer.zero_grad()
