@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
-import typer.testing
+from command_line import hesstheory_
 
 from hesstheory import claims
 from hesstheory.claims.listing import markdown, package_of
-from hesstheory.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 VALIDATION = ROOT / "validation"
@@ -42,8 +41,7 @@ def test_an_entry_says_everything(c):
 
 
 def list_claims(*arguments):
-    plain = {"NO_COLOR": "1", "TERM": "dumb", "COLUMNS": "200", "FORCE_COLOR": None}
-    return typer.testing.CliRunner().invoke(app, ["claim", "list", *arguments], env=plain)
+    return hesstheory_("claim", "list", *arguments)
 
 
 def test_the_command_prints_the_page():
