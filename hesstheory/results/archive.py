@@ -47,5 +47,5 @@ def _parsed(content: bytes) -> tuple[pd.DataFrame, dict[str, object]]:
     found = meta.pop("format")
     if found != _FORMAT:
         raise ValueError(f"its format is {found!r}, not {_FORMAT!r}")
-    blocks = pd.Index(meta.pop("blocks"), dtype=object)  # type: ignore[arg-type, call-overload]
+    blocks = pd.Index(meta.pop("blocks"), dtype=object)  # type: ignore[call-overload]
     return pd.DataFrame(samples, columns=blocks), meta
