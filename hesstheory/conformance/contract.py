@@ -28,7 +28,7 @@ class Misuse(ValueError):
 
 
 class IllegalAnswer(ValueError):
-    """The estimator returned something that the contract does not know; the message names the cure."""
+    """The estimator returned what the contract does not know; the message names the cure."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _misfit(found: Estimator) -> str:
 
 
 def _built(cls: type) -> object:
-    """An instance, made without arguments; a class that needs the contract's own is its own maker."""
+    """An instance, made without arguments; a class that answers when it is built is kept."""
     try:
         return cls()
     except Exception as error:
@@ -264,7 +264,8 @@ def _errors(
     found = {b: _number(error, f"the standard error of {b!r}") for b, error in errors.items()}
     if negative := [block for block, error in found.items() if error < 0]:
         raise IllegalAnswer(
-            f"the standard error of {negative[0]!r} is {found[negative[0]]}: it must not be negative"
+            f"the standard error of {negative[0]!r} is {found[negative[0]]}: it must not be "
+            "negative"
         )
     return found
 

@@ -20,8 +20,8 @@ def read_xfails(path: Path, today: date | None = None) -> dict[str, str]:
     Parameters
     ----------
     path
-        A file with lines check = "reason", or tables [check] with `reason` and optionally `expires`,
-        a date.
+        A file with lines check = "reason", or tables [check] with `reason` and optionally a date
+        `expires`.
     today
         The date that entries expire by.
 
@@ -77,8 +77,8 @@ def _entries(entries: object, path: Path, today: date | None = None) -> dict[str
         expires = _expiry(table.get("expires"), f"--xfails {path}: {check}")
         if expires is not None and expires < (today or date.today()):
             raise Misuse(
-                f"--xfails {path}: the entry of {check} expired on {expires}: mend the estimator, or "
-                "renew it"
+                f"--xfails {path}: the entry of {check} expired on {expires}: mend the estimator, "
+                "or renew it"
             )
         found[check] = table.get("reason")
     return read_expected(found, f"--xfails {path}: ")

@@ -1,4 +1,4 @@
-"""Where does a check run? Here, under a time limit; or in a forked process, which may hang or die."""
+"""Where does a check run? Here, under a time limit, or in a forked process, which may die."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ CAN_FORK = "fork" in multiprocessing.get_all_start_methods()
 
 _LONGEST = 1e7  # seconds that an alarm can be set to
 
-# What a busy machine may make of a call: so many times as long as alone, and some seconds in any case,
-# since a loaded scheduler gives a process its first share late.
+# What a busy machine may make of a call: so many times as long as alone, and some seconds in any
+# case, since a loaded scheduler gives a process its first share late.
 _SLOWEST = 4
 _LEAST_WALL = 20.0
 # A process that works for less than this share of the time waits for something. It is judged after
@@ -52,7 +52,7 @@ class Lost(Exception):
 
 
 def here(check: ConformanceCheck, session: Session, time_limit: float) -> Decided:
-    """What a check finds in this process; only code that swallows every exception outlasts the limit."""
+    """What a check finds here; only code that swallows every exception outlasts the limit."""
     findings: list[Finding] = []
     session.check = check.name
     session.deadline = time.monotonic() + time_limit
@@ -98,7 +98,7 @@ class _Alarm(BaseException):
 
 
 def _allowance(time_limit: float) -> float:
-    """Seconds of work after which one call counts as hanging: checks stop themselves before that."""
+    """Seconds of work after which one call counts as hanging: checks stop by themselves before."""
     return 1.5 * time_limit + 1
 
 
@@ -114,7 +114,7 @@ def patience(time_limit: float) -> float:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raises in what works for so many seconds of processor time, or rests, or takes far too long."""
+    """Raises in what works for so many seconds of processor time, rests, or takes far too long."""
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or not hasattr(signal, "setitimer"):
         yield

@@ -1,4 +1,4 @@
-"""Would the checks notice? Wrong estimators × checks, and the smallest set of checks that notices all of them."""
+"""Would the checks notice? Wrong estimators × checks, and the smallest set that notices all."""
 
 from __future__ import annotations
 
@@ -41,9 +41,15 @@ def kill_matrix(
     all_checks: bool = False,
     on_result: Callable[[Killed, int, int], None] | None = None,
 ) -> list[Killed]:
-    """Runs the suite on every wrong estimator, the smoke profile first: what that notices need not be asked again.
+    """Runs the suite on every wrong estimator.
 
-    `all_checks` asks all the same, for the whole matrix. Raises KeyError for a name that is not known.
+    The smoke profile comes first: what that notices need not be asked again. `all_checks` asks all the
+    same, for the whole matrix.
+
+    Raises
+    ------
+    KeyError
+        A name is not known.
     """
     chosen = list(names or WRONG)
     if unknown := [name for name in chosen if name not in WRONG]:
@@ -59,8 +65,10 @@ def kill_matrix(
 
 
 def _killed(task: tuple[str, tuple[str, ...], int, int]) -> Killed:
+    """What the checks say of one mutant, profile by profile until one notices it."""
     name, profiles, num_probes, seed = task
-    start, failed = time.monotonic(), list[CheckResult]()
+    start = time.monotonic()
+    failed: list[CheckResult] = []
     for profile in profiles:
         results = check_estimator(WRONG[name], profile, num_probes=num_probes, seed=seed)
         failed = [result for result in results if result.status == Status.FAILED]
@@ -79,7 +87,10 @@ def sin_of(name: str) -> str:
 
 
 def smallest_set(killed_by: Mapping[str, Sequence[str]]) -> list[str]:
-    """The fewest checks that notice every mutant that any check notices: minimum set cover by integer programming."""
+    """The fewest checks that notice every mutant that any check notices.
+
+    Minimum set cover by integer programming.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     rows = [set(checks) for checks in killed_by.values() if checks]
@@ -87,10 +98,9 @@ def smallest_set(killed_by: Mapping[str, Sequence[str]]) -> list[str]:
     if not rows:
         return []
     covers = np.array([[check in row for check in checks] for row in rows], dtype=float)
-    found = milp(
-        np.ones(len(checks)), constraints=LinearConstraint(covers, lb=1), integrality=np.ones(len(checks)),
-        bounds=Bounds(0, 1),
-    )  # fmt: skip
+    ones = np.ones(len(checks))
+    covered = LinearConstraint(covers, lb=1)
+    found = milp(ones, constraints=covered, integrality=ones, bounds=Bounds(0, 1))
     return [check for check, chosen in zip(checks, found.x, strict=True) if chosen > 0.5]
 
 

@@ -27,9 +27,9 @@ class DependentProbe(Protocol):
 def declared_laws(estimator: object, probe: Probe | None) -> Mapping[str, Predicted]:
     """The laws that are possible by what is declared, by name; none where nothing is declared.
 
-    A `variance_law` is the whole law. A distribution, as the option `probe` or as an attribute of an
-    estimator without a `variance_law`, says nothing of the design: one product may serve all blocks
-    (claims T2 and T5), or a probe each block (claim T6).
+    A `variance_law` is the whole law. A distribution is declared by the option `probe`, or by that
+    attribute of an estimator without a `variance_law`. It says nothing of the design: one product
+    may serve all blocks (claims T2 and T5), or a probe each block (claim T6).
     """
     if probe is None and hasattr(estimator, "variance_law"):
         law = variance_law_of(estimator)

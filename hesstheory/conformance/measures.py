@@ -16,32 +16,30 @@ from hesstheory.evidence.intervals import Interval
 # All are relative to Σ_l |tr H_ll|, or to the largest answer.
 #
 # Two answers that one float64 computation gives are closer than this: no randomness is in them. The
-# rounding of a sum of P ≤ 768 terms is about √P·eps = 6e-15 of them; random answers of 12 probes and
-# more lie 1e-3 apart.
+# rounding of a sum of P ≤ 768 terms is about √P·eps = 6e-15 of it; answers from other draws lie 1e-3
+# apart and more.
 ROUNDING = 1e-12
-# Two ways of writing one float64 computation agree to this. They add up in another order, and terms
-# that cancel are up to 100 times their sum: right estimators stay below 1e-12. Arithmetic in float32
-# inside (eps = 1.2e-7) moves an answer by more than 1e-8.
+# Two ways of writing one float64 computation agree to this: right estimators differ by 3e-16 at most.
+# Arithmetic in float32 inside (eps = 1.2e-7) moves an answer by 1e-8 and more, where it moves it.
 SAME = 1e-9
-# An answer this close to the certified trace is exact, be it in float32: a sum of P ≤ 204 float32
-# terms errs by √P·eps = 1.7e-6 of their typical size at most, and a diagonal that is cast to float32 by
-# 6e-8. One probe is so close by chance with probability below 1e-4, and a check asks several times.
+# An answer this close to the certified trace is exact, be it in float32: a diagonal that is cast to
+# float32 is off by 3e-8. One probe is so close by chance with probability below 1e-4.
 EXACT = 1e-6
 # Of float32 problems: 3 √P·eps for P = 768 parameters.
 SAME_IN_FLOAT32 = 1e-5
-# What lower precision inside explains: float32 moves answers by up to 1e-5 where terms cancel. Answers
-# from other draws lie 1e-3 apart.
+# What lower precision inside explains, 3e-8 for float32 with room for terms that cancel. Answers from
+# other draws lie 1e-3 apart and more.
 LOWER_PRECISION = 1e-4
-# The mean over all Hadamard columns is a trace up to the rounding of P·K ≤ 2¹⁷ products, times √P for
-# the growth of a sum's error: right estimators stay below 1e-12.
+# Times √P: the mean over all Hadamard columns is a trace up to 3e-16 for right estimators, and off by
+# 1e-8 and more for float32 inside, where √P ≤ 14.
 ENUMERATED = 1e-10
 
 
 def distinct(rows: np.ndarray) -> np.ndarray:
     """Rows that differ by more than rounding.
 
-    On a network, twelve probes give the same sum again by chance with probability below 1e-7, even if
-    each is a coordinate.
+    On a network, twelve probes give the same sum again by chance with probability below 1e-7, even
+    if each is a coordinate.
     """
     digits = round(-np.log10(ROUNDING))
     distinct: np.ndarray = np.unique((rows / np.abs(rows).max()).round(digits), axis=0)

@@ -20,7 +20,7 @@ LAST_LOOK = 8192
 
 @dataclass
 class Runs:
-    """Estimates of one problem, run r from random stream r; more are made when they are asked for."""
+    """Estimates of one problem, run r from random stream r; more are made when asked for."""
 
     estimator: Estimator
     problem: Problem

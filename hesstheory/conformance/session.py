@@ -20,11 +20,11 @@ from hesstheory.evidence.checks import Status
 from hesstheory.problem.risk import Problem
 from hesstheory.run.streams import stream
 
-# Few probes, since the checks of spread need many runs: two, where K − 1 is half of K, and seventeen
-# where blocks are small and draws far from normal; the last of two chunks of sixteen is one probe.
+# Few probes, since the checks of spread need many runs. Two: K − 1 is half of K. Seventeen where
+# blocks are small and draws far from normal: the last of two chunks of sixteen is one probe.
 SPREAD_PROBES = {"coupled": 2, "unequal": 17}
-# Of a problem's margin. The runs that a bias needs grow with its inverse square: a fifth of the margin
-# takes 25 times as long, half of it 4 times.
+# Times a problem's margin. The runs that a bias needs grow with its inverse square: a fifth of the
+# margin takes 25 times as long, half of it 4 times.
 MARGIN_FACTOR = {"smoke": 5.0, "ci": 1.0, "full": 0.5}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ import torch
 from hesstheory.problem.risk import Problem
 
 
-def state_of(problem: Problem) -> dict[str, Any]:
+def state_of(problem: Problem) -> dict[str, object]:
     """Everything that an estimate could disturb, copied."""
     model = problem.model
     return {
@@ -31,8 +30,11 @@ def state_of(problem: Problem) -> dict[str, Any]:
     }
 
 
-def global_state() -> dict[str, Any]:
-    """Settings of the process that an estimate could disturb; the stream of `random` is moved by type checkers too."""
+def global_state() -> dict[str, object]:
+    """Settings of the process that an estimate could disturb.
+
+    The stream of `random` is not among them: type checkers move it too.
+    """
     return {
         "the random stream of torch": torch.random.get_rng_state(),
         "the random stream of numpy": np.random.get_state(),  # noqa: NPY002
@@ -45,11 +47,11 @@ def global_state() -> dict[str, Any]:
     }
 
 
-def restore(state: dict[str, Any]) -> None:
+def restore(state: dict[str, object]) -> None:
     """Gives the process back the settings of `global_state`."""
     torch.random.set_rng_state(state["the random stream of torch"])
     np.random.set_state(state["the random stream of numpy"])  # noqa: NPY002
-    settings: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    settings: dict[str, tuple[Callable[[], object], Callable[..., object]]] = {
         "the default dtype": (torch.get_default_dtype, torch.set_default_dtype),
         "grad mode": (torch.is_grad_enabled, torch.set_grad_enabled),
         "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
@@ -69,16 +71,18 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def _hooks(module: torch.nn.Module) -> int:
+    """How many hooks a module has."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return sum(len(getattr(module, kind, ())) for kind in kinds)
 
 
-def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """Names of the entries that are not the same, bit for bit."""
     return [name for name in before if not _same(before[name], after[name])]
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: object, b: object) -> bool:
+    """Whether two nested values are the same, bit for bit."""
     if isinstance(a, Mapping):
         return set(a) == set(b) and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

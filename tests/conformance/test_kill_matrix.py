@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from hesstheory.conformance.checks import CHECKS
 from hesstheory.conformance.kill_matrix import kill_matrix, records, smallest_set, to_json
+from hesstheory.conformance.problems import references
+from hesstheory.conformance.snapshots import global_state, restore
 from hesstheory.conformance.subjects import wrong
 from hesstheory.conformance.subjects.wrong import WRONG
 from hesstheory.conformance.suspects import signatures, suspects
@@ -63,3 +66,21 @@ def test_a_matrix_names_sins_and_killers():
     assert records([killed]) == [
         {"mutant": "missing_block", "check": "check_answers_are_legal", "killed": 1.0}
     ]
+
+
+# What a slip of ours would raise, and no mutant is meant to.
+SLIPS = (AttributeError, NameError, ImportError)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_no_mutant_fails_by_a_slip(name):
+    """A mutant that cannot run at all is noticed by any check, and shows nothing."""
+    problem = references()["smooth_mlp"].build()
+    before = global_state()
+    try:
+        WRONG[name](problem, num_probes=4, generator=torch.Generator().manual_seed(0))
+    except Exception as error:
+        if isinstance(error, SLIPS) or not (WRONG[name].__doc__ or "").startswith("Fails"):
+            raise
+    finally:
+        restore(before)

@@ -100,8 +100,8 @@ def _successive(session: Session, reference: Reference) -> Finding:
     if totals.std() < SAME * reference.size:
         return Finding(reference.name, Status.PASSED, "no randomness")
     correlation = float(np.corrcoef(totals[:-1], totals[1:])[0, 1])
-    # Ranks are safe against heavy tails: Spearman's coefficient of n independent pairs is normal with
-    # variance 1/(n − 1).
+    # Ranks are safe against heavy tails: Spearman's coefficient of n independent pairs is normal
+    # with variance 1/(n − 1).
     ranks = float(stats.spearmanr(totals[:-1], totals[1:]).statistic)
     level = session.level(reference, "successive answers")
     bound = float(stats.norm.isf(level / 2)) / (count - 2) ** 0.5

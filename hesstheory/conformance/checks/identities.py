@@ -94,7 +94,7 @@ def check_follows_parameters(session: Session) -> Iterator[Finding]:
             yield Finding.of(reference.name, text if stale > SAME else "")
 
 
-# Differences of the sides need a fraction of the runs that a bias needs: each has half of its noise.
+# Each run asks twice and more: a quarter of the runs of other checks is what time allows.
 _LAST_LOOK = LAST_LOOK // 4
 # A right estimator whose draws depend on the way of writing passes by its mean. This margin, of
 # Σ|tr H_ll|, shows a factor 3 or a dropped batch, which is what the checks are for.
@@ -119,7 +119,7 @@ class _Sides:
 
 
 def _agrees(session: Session, reference: Reference, sides: _Sides) -> Finding:
-    """left = right at equal generator states; in the mean where draws depend on the way of writing."""
+    """left = right at equal generator states, or in the mean where the way of writing moves draws."""
     what = sides.what
     apart = relative_difference(
         sides.left(session.generator(what)), sides.right(session.generator(what))
@@ -244,7 +244,7 @@ _ENUMERATED = (
 
 @check(*_ENUMERATED, needs=["check_answers_are_legal"])
 def check_given_probes(session: Session) -> Iterator[Finding]:
-    """Do all Hadamard columns, or orthogonal ones, handed over as probes=, give the exact traces?"""
+    """Do all Hadamard columns, or orthogonal ones, handed over as probes=, give the exact traces?"""  # noqa: E501
     if not session.takes_probes:
         text = "no keyword probes=: with it, unbiasedness is decided without sampling"
         yield Finding("", Status.SKIPPED, text)

@@ -93,7 +93,7 @@ def _claimed_over_true(
     return ratios
 
 
-# ±2 errors of 17 probes cover in 94 % of normal runs. Small blocks are skewed: 85 % is what is asked.
+# ±2 errors of 17 probes cover in 94 % of normal runs. Small blocks are skewed: 85 % is asked.
 _LEAST_COVERAGE = 0.85
 # An error of half its size covers in 68 %: with 512 runs its interval ends below 80 %.
 _COVERAGE_RUNS = 512

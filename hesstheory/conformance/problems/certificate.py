@@ -58,7 +58,7 @@ def _of_block(H: Tensor, index: Tensor) -> Iterator[tuple[str, float]]:
 
 
 def certificate() -> dict[str, dict[str, dict[str, float]]]:
-    """All certified values by the library's own route; the tests compare them with the second one."""
+    """All certified values by the library's own route; tests compare them with the second one."""
     return {
         name: certify(curvature(reference.problem.double()).to_dense(), reference.problem)
         for name, reference in references().items()

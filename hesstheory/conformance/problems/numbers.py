@@ -1,7 +1,7 @@
 """Numbers that are the same on every machine.
 
-All are small multiples of powers of two from an integer hash. Every machine builds the same problem,
-and float32 holds it exactly.
+All are small multiples of powers of two from an integer hash. Every machine builds the same
+problem, and float32 holds it exactly.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
 _FIRST_MULTIPLIER = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND_MULTIPLIER = np.uint64(0x94D049BB133111EB)
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
-# Any odd number sets the streams of different seeds apart. This one is fixed for good: the certified
-# traces depend on it.
+# Any odd number sets the streams of different seeds apart. This one is fixed for good, since the
+# certified traces depend on it.
 _SEED_STRIDE = 0x632BE5AB
 # Buffers draw from seeds so far above those of the parameters: no model here has as many of those.
 _SEED_OF_BUFFERS = 50

@@ -35,8 +35,8 @@ class Reference:
     hunts
         The mistakes that it is built to show.
     margin
-        The relative bias of a block that the checks must find. A block whose trace is zero must come
-        out zero.
+        The relative bias of a block that the checks must find. A block whose trace is zero must
+        come out zero.
     build
         Builds the problem anew.
     """
@@ -63,7 +63,7 @@ class Reference:
 
     @property
     def size(self) -> float:
-        """Σ_l |tr H_ll|, the scale of what is relative to all blocks; 1 where all traces are zero."""
+        """Σ_l |tr H_ll|, the scale of what is relative to all blocks; 1 where it is zero."""
         return sum(map(abs, self.traces.values())) or 1.0
 
     @property

@@ -8,8 +8,8 @@ from functools import cache
 from hesstheory.conformance.problems import networks, springs
 from hesstheory.conformance.problems.reference import Reference
 
-# Name, mistakes that it shows, margin, builder. A margin is a relative bias: small where the problem's
-# probes have little noise, larger where the runs that a smaller one needs would take minutes.
+# Name, mistakes that it shows, margin, builder. A margin is a relative bias: small where the
+# problem's probes have little noise, larger where a smaller one would need minutes of runs.
 _LISTED = (
     ("flat", "wrong factors of one per cent, wrong distributions", 0.01, springs.flat),
     ("ragged", "batches weighted wrongly, summed, dropped or taken for all", 0.05, springs.ragged),

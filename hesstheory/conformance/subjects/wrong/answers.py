@@ -28,7 +28,6 @@ from hesstheory.conformance.subjects.wrong.steps import (
 from hesstheory.curvature.matrix import hessian
 from hesstheory.problem.risk import Problem
 
-
 # --- wrong averages ------------------------------------------------------------------------------
 listed(
     "reduce",

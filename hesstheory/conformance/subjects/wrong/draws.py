@@ -19,7 +19,6 @@ from hesstheory.conformance.subjects.wrong.steps import (
 from hesstheory.estimators.probes import Gaussian, Rademacher, SparseSigns, Uniform
 from hesstheory.problem.risk import Problem
 
-
 # --- wrong probes --------------------------------------------------------------------------------
 listed(
     "draw",

@@ -120,7 +120,7 @@ def exact_in_single_precision(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, float]:
     """Allocates the exact Hessian in float32."""
-    diagonal = hessian(problem).todense_of().float().diagonal()
+    diagonal = hessian(problem).to_dense().float().diagonal()
     return {block: float(diagonal[index].sum()) for block, index in problem.index.items()}
 
 

@@ -24,7 +24,6 @@ from hesstheory.curvature.matrix import hessian
 from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
 
-
 # --- parameters counted wrongly ------------------------------------------------------------------
 listed(
     "forms",

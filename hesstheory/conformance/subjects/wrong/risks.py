@@ -27,7 +27,6 @@ from hesstheory.conformance.subjects.wrong.steps import (
 from hesstheory.curvature.matrix import ggn, hessian
 from hesstheory.problem.risk import Problem
 
-
 # --- wrong batches -------------------------------------------------------------------------------
 listed(
     "view",
