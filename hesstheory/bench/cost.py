@@ -43,7 +43,8 @@ class Cost:
 
         Where noise would bend it beyond the origin, the line through the origin.
         """
-        (a, b), (low, high) = counts, gradients
+        a, b = counts
+        low, high = gradients
         slope = (high - low) / (b - a)
         if slope <= 0 or low < a * slope:
             return cls(0.0, high / b)

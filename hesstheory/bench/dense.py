@@ -58,7 +58,8 @@ def _dense_curvlinops(problem: Problem) -> Tensor:
     """Applied to the identity."""
     import curvlinops
 
-    params, data = list(problem.params.values()), list(problem.batches)
+    params = list(problem.params.values())
+    data = list(problem.batches)
     operator = curvlinops.HessianLinearOperator(
         problem.model, nn.CrossEntropyLoss(), params, data, check_deterministic=False
     )

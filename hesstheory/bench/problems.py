@@ -94,7 +94,8 @@ def _on_digits(model: nn.Module, num_samples: int, steps: int) -> Problem:
 
 
 def _resnet18(tiny: bool, train: bool) -> Problem:
-    data, width = zoo.images("digits", num_samples=4 if tiny else 16), 2 if tiny else 64
+    data = zoo.images("digits", num_samples=4 if tiny else 16)
+    width = 2 if tiny else 64
     return zoo.full_scale_problem(
         "resnet18", data, batch_size=16, width=width, generator=stream(0, "bench")
     )

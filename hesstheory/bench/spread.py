@@ -51,7 +51,8 @@ def block_norms(
     """
     tensors = _normal_gradients(problem, num_draws, generator)
     pairs = ~torch.eye(num_draws, dtype=torch.bool)
-    norms, diagonals = {}, {}
+    norms = {}
+    diagonals = {}
     for block, names in problem.partition.blocks.items():
         V = torch.cat([tensors[name].flatten(1) for name in names], 1)
         norms[block] = float((V @ V.mT).double().square()[pairs].mean())

@@ -75,7 +75,8 @@ class Way:
 
 def bare_loop(problem: Problem, *, num_probes: int, generator: torch.Generator) -> Tensor:
     """The shortest correct code: one product per probe on a kept graph, one number per tensor."""
-    params, (batch,) = list(problem.params.values()), problem.batches
+    params = list(problem.params.values())
+    (batch,) = problem.batches
     loss = problem.loss_fn(problem.model(batch[0]), batch[1])
     gradients = torch.autograd.grad(loss, params, create_graph=True)
     forms = []

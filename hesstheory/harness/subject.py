@@ -184,7 +184,8 @@ class Subject:
     ) -> Tensor:
         """A mean over samples that is linear in the risk, in float64.
 
-        Each process sums over its own samples. Where the device runs out of memory the batches are halved, as often as it takes.
+        Each process sums over its own samples. Where the device runs out of memory the batches are
+        halved, as often as it takes.
         """
         problem = problem or self.problem
         share = len(self.own_samples) / problem.num_samples

@@ -72,20 +72,23 @@ def test_the_harness_finds_what_it_finds_on_the_cpu(device, tmp_path):
 
 def test_training_on_the_device(device, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(torch, "save", lambda state, path: saved.append(path) or path.touch())
-    settings, problems = replace(TINY, steps=2), []
+    monkeypatch.setattr(torch, "save", lambda state, file: saved.append(state["step"]))
+    settings = replace(TINY, steps=2)
+    problems = []
     for where in (device, torch.device("cpu")):
         (tmp_path / where.type).mkdir()
         problems.append(built(settings, where, Ranks(), tmp_path / where.type, quiet).problem)
     there, here = problems
     assert there.device == device
-    assert len(saved) == 2
+    assert saved == [2, 2]
     for name, parameter in there.params.items():
         torch.testing.assert_close(parameter.cpu(), here.params[name].detach())
 
 
 def test_out_of_memory_halves_the_batches(device, tmp_path, monkeypatch):
-    right, said, emptied = variants.exact_traces, [], []
+    right = variants.exact_traces
+    said = []
+    emptied = []
 
     def hungry(problem, matrix):
         if max(problem.batch_sizes) > 2:
@@ -96,9 +99,8 @@ def test_out_of_memory_halves_the_batches(device, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(sys.exc_info()[0]))
     assert run(TINY, tmp_path, say=said.append)["passed"]
     assert "the device is out of memory with batches of 4: going on with 2" in said
-    assert set(emptied) == {
-        None
-    }  # no error is alive, which would keep what the failed attempt holds
+    # No error is alive, which would keep what the failed attempt holds.
+    assert set(emptied) == {None}
 
 
 @pytest.mark.parametrize("parallel", ["data", "probes"])

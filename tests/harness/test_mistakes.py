@@ -170,9 +170,7 @@ def test_a_mistake_is_noticed(mistake, noticed_by, tmp_path, monkeypatch):
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_a_mistake_is_noticed_in_sketched_runs(
-    mistake, noticed_by, tmp_path, monkeypatch
-):
+def test_a_mistake_is_noticed_in_sketched_runs(mistake, noticed_by, tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "MOST_ROWS", 30)
     mistake(monkeypatch)
     report = run(TINY, tmp_path, say=quiet)

@@ -68,7 +68,8 @@ def against_rows(
     norms = gram.squared_product_norms().cpu()[: len(q)].sqrt()
     scale = trace.abs() + norms + residual_norms
     name = "H = G + R, probe by probe" if subject.piecewise_linear else "G by rows, probe by probe"
-    some, all_samples = len(of_samples), subject.problem.num_samples
+    some = len(of_samples)
+    all_samples = subject.problem.num_samples
     # In float64 two samples are the whole problem, and the name says where.
     of = f", of {some} of {all_samples} samples" if some < all_samples else ""
     two_routes = f"exact traces by two routes{where}"
@@ -118,7 +119,8 @@ def in_float64(subject: Subject, Z: Tensor, numbers: Sequence[int]) -> list[Chec
         traces = traces_of_samples(subject, few)
         q = full_forms(subject, matrix_of(subject), few, Z)
         residuals = residual_forms(subject, few, Z)
-        strict, where = Rounding.strict(), ", in float64"
+        strict = Rounding.strict()
+        where = ", in float64"
         squares = row_norms2(subject, ggn, numbers, few, "probes")
         return [
             *against_rows(subject, gram, (traces, q, residuals), strict, where),

@@ -52,11 +52,11 @@ def _full_form(subject: Subject, problem: Problem, z: Int8[Tensor, "params probe
 
 def _ways(subject: Subject) -> Iterator[tuple[str, AbstractContextManager[Problem]]]:
     """The problem in the precisions that the device has."""
-    problem, kind = subject.problem, subject.device.type
+    problem = subject.problem
     if problem.dtype == torch.float32:
         yield "float32", nullcontext(problem)
     yield "bfloat16 autocast", _autocast(subject, torch.bfloat16)
-    if kind == "cuda":
+    if subject.device.type == "cuda":
         yield "float16 autocast", _autocast(subject, torch.float16)
         if problem.dtype == torch.float32:
             yield "TF32", _tf32(problem)
@@ -93,7 +93,8 @@ class _Autocast(nn.Module):
 def _autocast(subject: Subject, dtype: torch.dtype) -> Iterator[Problem]:
     """The problem with its network under autocast; built on entry, where it may fail."""
     problem = subject.problem
-    model, batches = problem.model, list(problem.batches)
+    model = problem.model
+    batches = list(problem.batches)
     if problem.dtype == torch.float64:
         model = copy.deepcopy(model).float()
         batches = [(x.float(), y) for x, y in problem.batches]

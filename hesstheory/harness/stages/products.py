@@ -40,7 +40,8 @@ def products(subject: Subject, before: Mapping[str, Found]) -> Stage:
     """Hessian products with two sign probes: symmetry, linearity, float64, central differences."""
     problem = subject.problem
     u, v = (subject.probes([k], "products")[:, 0].to(problem.dtype) for k in (0, 1))
-    Hu, Hv = subject.product(hessian, u), subject.product(hessian, v)
+    Hu = subject.product(hessian, u)
+    Hv = subject.product(hessian, v)
     stage = Stage(checks=[_symmetry(problem, (u, v), (Hu, Hv)), _linearity(subject, u, v, Hu, Hv)])
     double = in_double(subject)
     Hv64 = Hv
@@ -58,7 +59,8 @@ def products(subject: Subject, before: Mapping[str, Found]) -> Stage:
 
 def _symmetry(problem: Problem, pair: tuple[Tensor, Tensor], of: tuple[Tensor, Tensor]) -> Check:
     """uᵀHv beside vᵀHu."""
-    (u, v), (Hu, Hv) = pair, of
+    u, v = pair
+    Hu, Hv = of
     size = math.sqrt(float(Hu.norm() * Hv.norm()))  # E‖Hv‖² = ‖H‖_F², the variance of uᵀHv
     asymmetry = abs(float(u.double() @ Hv - v.double() @ Hu)) / size
     bound = asymmetry_of_rounding(problem)

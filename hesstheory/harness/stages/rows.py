@@ -92,8 +92,8 @@ def _logit_law(subject: Subject, gram: DualGram, part: _Part) -> Stage:
     """What is known of the law of a logit probe, and the largest eigenvalue of G."""
     logit = logit_forms(gram)
     # The mean of all samples, of which these are some, varies by so much less.
-    some, all_samples = part.problem.num_samples, subject.problem.num_samples
-    variance = 2 * logit.square().sum((1, 2, 3)) * some / all_samples
+    some = part.problem.num_samples
+    variance = 2 * logit.square().sum((1, 2, 3)) * some / subject.problem.num_samples
     spectral = torch.linalg.eigvalsh(logit).abs().amax((1, 2))
     found: Found = {
         "sketched": part.sketched,

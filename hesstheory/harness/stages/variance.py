@@ -106,7 +106,8 @@ def _layers(
 
 def _z_test(law: SquareLaw, prediction: _Prediction, z: Tensor) -> Check:
     """Is the mean of the estimates the exact trace, in all layers together?"""
-    K, widening = law.num_probes, prediction.widening
+    K = law.num_probes
+    widening = prediction.widening
     bound = law.largest_z()
     bias = (bound * largest(widening) ** 0.5 + POWER_QUANTILE) / math.sqrt(K)
     detail = (
@@ -125,7 +126,8 @@ def _ratio_test(
     detectable: float,
 ) -> Check:
     """Is the variance of the estimates the predicted one, in all layers together?"""
-    K, (lows, highs) = law.num_probes, interval
+    K = law.num_probes
+    lows, highs = interval
     factor = detectable * largest(prediction.widening) ** 2
     detail = (
         f"measured over predicted {-largest(-ratio):.2f} to {largest(ratio):.2f}, median "

@@ -36,7 +36,8 @@ def train_mode(subject: Subject, before: Mapping[str, Found]) -> Stage:
     }
     found = {name: _mean_of(values) for name, values in q.items()}
     change = _mean_of(q["train"] - q["eval"])
-    train, evaluated = found["train"], found["eval"]
+    train = found["train"]
+    evaluated = found["eval"]
     detail = (
         f"tr H {train['trace']:.4g} ± {train['stderr']:.2g} in train mode, "
         f"{evaluated['trace']:.4g} ± {evaluated['stderr']:.2g} in eval mode; difference "
@@ -63,7 +64,8 @@ def tied_head(subject: Subject, before: Mapping[str, Found]) -> Stage:
     2 tr U₁₂ is what the cross-instance block adds.
     """
     traces = {"tied": _of_heads(subject, True), "untied": _of_heads(subject, False)}
-    tied, apart = sum(traces["tied"].values()), sum(traces["untied"].values())
+    tied = sum(traces["tied"].values())
+    apart = sum(traces["untied"].values())
     detail = (
         f"tr of the head {tied:.4g} tied, {apart:.4g} for its two instances: the cross-instance "
         f"blocks add {tied - apart:.4g}, {100 * (tied - apart) / tied:.3g} % of it"
