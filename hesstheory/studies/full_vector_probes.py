@@ -28,7 +28,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ from hesstheory import (
     zoo,
 )
 from hesstheory.outputs.loss_root import loss_root
+from hesstheory.run.clock import cpu_seconds_of, cpu_timed
 from hesstheory.run.files import write_atomically
 from hesstheory.run.provenance import provenance
 from hesstheory.run.streams import stream
@@ -218,12 +219,6 @@ def gradient(problem: Problem) -> None:
         torch.autograd.grad(problem.loss(batch), list(problem.params.values()))
 
 
-def cpu_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.process_time()
-    result = call()
-    return time.process_time() - start, result
-
-
 def sampled(
     problem: Problem, estimator: Any, setting: Setting, generator: torch.Generator
 ) -> Sampled:
@@ -231,8 +226,8 @@ def sampled(
     found, costs, seconds = [], [], []
     for done in range(0, setting.probes, setting.together):
         few = replace(estimator, num_probes=min(setting.together, setting.probes - done))
-        unit = min(cpu_seconds(lambda: gradient(problem))[0] for _ in range(2))
-        taken, estimate = cpu_seconds(lambda few=few: few(problem, generator))
+        unit = min(cpu_seconds_of(lambda: gradient(problem)) for _ in range(2))
+        taken, estimate = cpu_timed(lambda few=few: few(problem, generator))
         found.append(estimate.samples)
         costs.append(taken / few.num_probes / unit)
         seconds.append(taken / few.num_probes)
@@ -466,8 +461,8 @@ def measured(setting: Setting, steps: int) -> dict[str, Any]:
     start = time.perf_counter()
     problem, risks = network(setting, steps)
     print(f"{steps} steps: {risks}\n{problem!r}", flush=True)
-    once, traces = cpu_seconds(lambda: exact_traces(problem).value)
-    unit = min(cpu_seconds(lambda: gradient(problem))[0] for _ in range(3))
+    once, traces = cpu_timed(lambda: exact_traces(problem).value)
+    unit = min(cpu_seconds_of(lambda: gradient(problem)) for _ in range(3))
     found = {}
     for kind, estimator in KINDS.items():
         print(f" {estimator!r:.100}", flush=True)
