@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom: their asserts hold, nothing is written to stderr, and they are quick."""
+"""The notebooks run from top to bottom, write nothing to stderr, and are quick."""
 
 from __future__ import annotations
 
