@@ -44,7 +44,7 @@ def check(
     xfails: Annotated[
         Path | None,
         typer.Option(
-            help='TOML file: check = "reason" of an expected failure; a table for each of the peers.'
+            help='TOML file: check = "reason" of an expected failure; for peers, a table for each.'
         ),
     ] = None,
     json_file: Annotated[

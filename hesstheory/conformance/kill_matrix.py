@@ -43,8 +43,8 @@ def kill_matrix(
 ) -> list[Killed]:
     """Runs the suite on every wrong estimator.
 
-    The smoke profile comes first: what that notices need not be asked again. `all_checks` asks all the
-    same, for the whole matrix.
+    The smoke profile comes first: what that notices need not be asked again. `all_checks` asks it
+    all the same, for the whole matrix.
 
     Raises
     ------

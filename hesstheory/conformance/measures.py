@@ -15,23 +15,23 @@ from hesstheory.evidence.intervals import Interval
 
 # All are relative to Σ_l |tr H_ll|, or to the largest answer.
 #
-# Two answers that one float64 computation gives are closer than this: no randomness is in them. The
-# rounding of a sum of P ≤ 768 terms is about √P·eps = 6e-15 of it; answers from other draws lie 1e-3
-# apart and more.
+# Two answers that one float64 computation gives are closer than this: no randomness is in them.
+# The rounding of a sum of P ≤ 768 terms is about √P·eps = 6e-15 of it. Answers from other draws lie
+# 1e-3 apart and more.
 ROUNDING = 1e-12
-# Two ways of writing one float64 computation agree to this: right estimators differ by 3e-16 at most.
-# Arithmetic in float32 inside (eps = 1.2e-7) moves an answer by 1e-8 and more, where it moves it.
+# Two ways of writing one float64 computation agree to this: right estimators differ by 3e-16 at
+# most. Arithmetic in float32 inside (eps = 1.2e-7) moves an answer by 1e-8 and more, if at all.
 SAME = 1e-9
 # An answer this close to the certified trace is exact, be it in float32: a diagonal that is cast to
 # float32 is off by 3e-8. One probe is so close by chance with probability below 1e-4.
 EXACT = 1e-6
 # Of float32 problems: 3 √P·eps for P = 768 parameters.
 SAME_IN_FLOAT32 = 1e-5
-# What lower precision inside explains, 3e-8 for float32 with room for terms that cancel. Answers from
-# other draws lie 1e-3 apart and more.
+# What lower precision inside explains, 3e-8 for float32 with room for terms that cancel. Answers
+# from other draws lie 1e-3 apart and more.
 LOWER_PRECISION = 1e-4
-# Times √P: the mean over all Hadamard columns is a trace up to 3e-16 for right estimators, and off by
-# 1e-8 and more for float32 inside, where √P ≤ 14.
+# Times √P ≤ 14: the mean over all Hadamard columns is a trace up to 3e-16 for right estimators, and
+# off by 1e-8 and more for float32 inside.
 ENUMERATED = 1e-10
 
 

@@ -22,7 +22,7 @@ _MOST_CHARACTERS = 300
 
 
 def raised(error: BaseException) -> str:
-    """An exception in one line, with its place in the user's code, the last that nobody installed."""
+    """An exception in one line, with its last place in code that nobody installed."""
     trace = traceback.extract_tb(error.__traceback__)
     frames = [frame for frame in trace if not frame.filename.startswith(_NOT_THE_USERS)]
     own = [frame for frame in frames if not frame.filename.startswith(_INSTALLED)] or frames

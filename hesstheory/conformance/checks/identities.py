@@ -119,7 +119,7 @@ class _Sides:
 
 
 def _agrees(session: Session, reference: Reference, sides: _Sides) -> Finding:
-    """left = right at equal generator states, or in the mean where the way of writing moves draws."""
+    """left = right at equal generator states, or in the mean where writing moves the draws."""
     what = sides.what
     apart = relative_difference(
         sides.left(session.generator(what)), sides.right(session.generator(what))

@@ -16,8 +16,8 @@ class Springs(nn.Module):
     """Per sample ½ Σ_i d_i θ_i² + Σ_s Σ_i e_si θ_i θ_{i+s}, i + s modulo P.
 
     H = diag(d) + springs of every reach s. Inputs are n×(1+S)×P: d, then the springs of each reach.
-    `quartic` · Σ_i (θ_i − rest_i)⁴ has Hessian zero where the problem is posed. It shows differences
-    of gradients that are taken with coarse steps.
+    `quartic` · Σ_i (θ_i − rest_i)⁴ has Hessian zero where the problem is posed. It shows
+    differences of gradients that are taken with coarse steps.
     """
 
     def __init__(

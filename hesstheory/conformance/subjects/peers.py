@@ -1,9 +1,10 @@
-"""Adapters from released libraries to the contract of an estimator under check, through their public API alone.
+"""Adapters from released libraries to the contract of an estimator, through their public API alone.
 
-Model, loss and the list of batches go in as a user of the library would pass them: a mistake of the library is neither
-repaired nor hidden, and neither is what it does to the model. `num_probes` K counts independent test vectors, each of
-which costs a deflating method two or three products. All randomness comes from the generator, as its seed or, where a
-library draws from the global stream, by seeding a fork of that stream, which is given back.
+Model, loss and the list of batches go in as a user of the library would pass them. A mistake of the
+library is neither repaired nor hidden, and neither is what it does to the model. `num_probes` K
+counts independent test vectors, each of which costs a deflating method two or three products. All
+randomness comes from the generator, as its seed. Where a library draws from the global stream, a
+fork of that stream is seeded and given back.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ Peer = Callable[..., Answer]
 
 @dataclass(frozen=True)
 class PyHessian:
-    """`pyhessian.hessian(...).trace(maxIter=K, tol)`: full trace only, Hutchinson with signs, mean of what it returns.
+    """`pyhessian.hessian(...).trace(maxIter=K, tol)`: Hutchinson with signs, the full trace only.
 
-    K is an upper bound: the library stops once the running mean moves by less than `tol`, relatively; with −∞ never.
-    It draws from the global stream (forked and seeded here), puts the model into eval mode and clears its gradients.
-    One batch goes in as `data`, several as `dataloader`.
+    The answer is the mean of what it returns. K is an upper bound: the library stops once the
+    running mean moves by less than `tol`, relatively; with −∞ never. It draws from the global
+    stream (forked and seeded here), puts the model into eval mode and clears its gradients. One
+    batch goes in as `data`, several as `dataloader`.
     """
 
     tol: float = 1e-3
@@ -51,11 +53,12 @@ class PyHessian:
 
 @dataclass(frozen=True)
 class Curvlinops:
-    """A trace function of curvlinops on a `HessianLinearOperator` per block: block traces without a standard error.
+    """A trace function of curvlinops on a `HessianLinearOperator` per block: traces, no errors.
 
-    The library wants fewer products than a block has parameters, so K is split into calls that are averaged, and a
-    block that is too small for one test vector is traced exactly, which the library advises. It draws from the global
-    stream (forked and seeded here). `products` is what one test vector costs the function.
+    The library wants fewer products than a block has parameters: K is split into calls, which are
+    averaged. A block that is too small for one test vector is traced exactly, as the library
+    advises. It draws from the global stream (forked and seeded here). `products` is what one test
+    vector costs the function.
     """
 
     function: str = "hutchinson_trace"
@@ -87,9 +90,10 @@ class Curvlinops:
 
 @dataclass(frozen=True)
 class HessianEigenthings:
-    """`hessian_eigenthings.trace(..., method, seed)` on a `HessianOperator` per block: block traces with errors.
+    """`hessian_eigenthings.trace(..., method, seed)` on a `HessianOperator` per block, with errors.
 
-    `param_filter` cuts out a block; every block gets a seed of its own. `products` is what one test vector costs.
+    `param_filter` cuts out a block; every block gets a seed of its own. `products` is what one test
+    vector costs.
     """
 
     method: str = "hutchinson"
@@ -120,11 +124,11 @@ class HessianEigenthings:
 
 @dataclass(frozen=True)
 class SkerchHutch:
-    """`skerch.algorithms.hutch`: block traces as sums over its estimate of the diagonal, no standard error.
+    """`skerch.algorithms.hutch`: block traces as sums over its estimate of the diagonal, no errors.
 
-    `deflate` makes it Hutch++: the basis Q of a sketch of K products goes in, and diag(QQᵀH), which the function leaves
-    to its caller, is added. The library has no Hessian: the products are `hesstheory.hessian(problem)`, so only what
-    skerch makes of them is under check.
+    `deflate` makes it Hutch++: the basis Q of a sketch of K products goes in, and diag(QQᵀH), which
+    the function leaves to its caller, is added. The library has no Hessian: the products are
+    `hesstheory.hessian(problem)`, so only what skerch makes of them is under check.
     """
 
     noise: str = "rademacher"
@@ -156,10 +160,11 @@ class SkerchHutch:
 
 @dataclass(frozen=True)
 class SkerchXhutchpp:
-    """`skerch.algorithms.xhutchpp(x_dims=K)`: block traces as sums over its estimate of the diagonal, no error.
+    """`skerch.algorithms.xhutchpp(x_dims=K)`: block traces from its diagonal, no errors.
 
-    It is XTrace, and with `extra` it takes K further plain test vectors (`gh_meas=K`). The library warns that Gaussian
-    noise "can be unstable". Products as in `SkerchHutch`; calls of fewer products than there are parameters.
+    It is XTrace, and with `extra` it takes K further plain test vectors (`gh_meas=K`). The library
+    warns that Gaussian noise "can be unstable". Products as in `SkerchHutch`; calls of fewer
+    products than there are parameters.
     """
 
     noise: str = "rademacher"
@@ -217,7 +222,7 @@ def distribution_of(peer: str) -> str:
     )
 
 
-# --- what the adapters share ------------------------------------------------------------------------------------------
+# --- what the adapters share ----------------------------------------------------------------------
 def _library(module: str) -> Any:
     try:
         return import_module(module)
@@ -233,7 +238,7 @@ def _seed(generator: torch.Generator) -> int:
 
 @contextmanager
 def _global_stream(problem: Problem, generator: torch.Generator) -> Iterator[None]:
-    """The global stream of the model's device, forked and seeded from the generator, then given back."""
+    """The global stream of the model's device, forked, seeded and given back."""
     devices = [problem.device] if problem.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         seed = _seed(generator)
@@ -246,7 +251,7 @@ def _global_stream(problem: Problem, generator: torch.Generator) -> Iterator[Non
 
 
 def _calls(num_probes: int, num_params: int, products: int) -> list[int]:
-    """Test vectors of every call: as equal as can be, each call of fewer products than there are parameters."""
+    """Test vectors of every call, as equal as can be, each of fewer products than parameters."""
     most = max((num_params - 1) // products, 1)
     calls = -(-num_probes // most)
     return [(num_probes + i) // calls for i in range(calls)]

@@ -1,6 +1,7 @@
 """What must the suite never reject? Correct estimators of different kinds, in plain torch.
 
-`RIGHT` holds them by name; each is called as `estimator(problem, *, num_probes, generator)`, some also take `probes=`.
+`RIGHT` holds them by name. Each is called as `estimator(problem, *, num_probes, generator)`, some
+also take `probes=`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hesstheory.results.estimate import Estimate
 Vectors = dict[str, Tensor]
 
 
-# --- probes and answers, tensor by tensor -----------------------------------------------------------------------------
+# --- probes and answers, tensor by tensor ---------------------------------------------------------
 def _signs(problem: Problem, generator: torch.Generator) -> Vectors:
     """One probe of fair signs, a tensor for each parameter, in the model's dtype."""
     return {
@@ -132,7 +133,7 @@ def _gradients(risk: Tensor, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...
     )
 
 
-# --- reverse over reverse ---------------------------------------------------------------------------------------------
+# --- reverse over reverse -------------------------------------------------------------------------
 def signs_kept_graph(problem: Problem, *, num_probes: int, generator: torch.Generator) -> Estimate:
     """Signs, one graph of the whole risk kept for all probes; an Estimate."""
     import pandas as pd
@@ -148,7 +149,7 @@ def signs_kept_graph(problem: Problem, *, num_probes: int, generator: torch.Gene
 
 @dataclass(frozen=True)
 class FreshGraph:
-    """Probes of any distribution, a graph for every batch and probe; traces with standard errors."""
+    """Any distribution, a graph for every batch and probe; traces with standard errors."""
 
     probe: Probe
 
@@ -179,7 +180,7 @@ class FreshGraph:
 def block_separated(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
-    """A probe for each block by itself, differentiated in that block alone; traces with standard errors."""
+    """A probe for each block, differentiated in that block alone; traces with standard errors."""
     samples: list[dict[str, float]] = []
     with torch.enable_grad():
         risk = _risk(problem)
@@ -230,7 +231,7 @@ def _pushed(gradients: Vectors, params: Mapping[str, Tensor], Z: Vectors) -> Vec
 def probe_for_each_batch(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Every batch gets probes of its own, which is less noisy than shared ones; traces with standard errors."""
+    """Probes for every batch, less noisy than shared ones; traces with standard errors."""
     samples = [dict.fromkeys(problem.partition.blocks, 0.0) for _ in range(num_probes)]
     for weight, batch in zip(problem.weights, problem.batches, strict=True):
         with torch.enable_grad():
@@ -276,11 +277,11 @@ def given_or_drawn(
     return _with_stderr(samples)
 
 
-# --- forward over reverse ---------------------------------------------------------------------------------------------
+# --- forward over reverse -------------------------------------------------------------------------
 def forward_over_reverse(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Signs, products by `torch.func.jvp` of `torch.func.grad`, all together; traces with standard errors."""
+    """Signs, products by `jvp` of `grad` (`torch.func`); traces with standard errors."""
     Z = _all_signs(problem, num_probes, generator)
     HZ = jvps_of_gradient(problem, Z)
     forms = {block: _dots(names, Z, HZ) for block, names in problem.partition.blocks.items()}
@@ -305,14 +306,18 @@ def jvps_of_gradient(problem: Problem, Z: Vectors) -> Vectors:
 
 
 def _functional_risk(problem: Problem, params: Vectors) -> Tensor:
-    """The risk as a function of the trained parameters; `functional_call` keeps ties, buffers and frozen tensors."""
+    """The risk as a function of the trained parameters.
+
+    `functional_call` keeps ties, buffers and frozen tensors.
+    """
     losses, zero = [], 0 * torch.stack([p.sum() for p in params.values()]).sum()
     for weight, (inputs, targets) in zip(problem.weights, problem.batches, strict=True):
         args = (
             inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
         )
         kwargs = inputs if isinstance(inputs, dict) else {}
-        # Targets with a tangent, if zero: mse_loss has no forward-over-reverse derivative at targets without one.
+        # Targets with a tangent, if zero: without one, mse_loss has no forward-over-reverse
+        # derivative.
         known = tree_map(
             lambda y: y + zero if isinstance(y, Tensor) and y.is_floating_point() else y, targets
         )
@@ -322,7 +327,7 @@ def _functional_risk(problem: Problem, params: Vectors) -> Tensor:
     return torch.stack(losses).sum()
 
 
-# --- without noise, or with less of it --------------------------------------------------------------------------------
+# --- without noise, or with less of it ------------------------------------------------------------
 def exact(problem: Problem, *, num_probes: int, generator: torch.Generator) -> dict[str, float]:
     """The diagonal of the dense Hessian, row by row: no noise, no probes and no standard error."""
     diagonal = _dense(problem).diagonal()
@@ -350,10 +355,10 @@ def _dense(problem: Problem) -> Tensor:
 
 
 def sketched(problem: Problem, *, num_probes: int, generator: torch.Generator) -> dict[str, float]:
-    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021) read block by block: tr P_l QQᵀH exactly, the rest by probes.
+    """Hutch++ (Meyer, Musco, Musco and Woodruff 2021) read block by block.
 
-    A third of the products makes the sketch, a third its image, a third the rest; without standard errors. Fewer than
-    three probes leave no sketch.
+    tr P_l QQᵀH exactly, the rest by probes. A third of the products makes the sketch, a third its
+    image, a third the rest. There are no standard errors. Fewer than three probes leave no sketch.
     """
     third = min(num_probes // 3, problem.num_params)
     Z = Rademacher().sample(problem.num_params, num_probes - 2 * third, generator).to(problem.dtype)
@@ -382,7 +387,7 @@ def _columns(problem: Problem, V: Tensor) -> Tensor:
     )
 
 
-# --- the library's own ------------------------------------------------------------------------------------------------
+# --- the library's own ----------------------------------------------------------------------------
 def layerwise(
     problem: Problem, *, num_probes: int, generator: torch.Generator, probes: Tensor | None = None
 ) -> Estimate:

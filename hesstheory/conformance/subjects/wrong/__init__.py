@@ -1,8 +1,8 @@
-"""Would the conformance suite notice? Wrong estimators as a user would bring them, named by their sin.
+"""Would the suite notice? Wrong estimators as a user would bring them, named by their sin.
 
-`WRONG` holds them by name. Each is called as `estimator(problem, *, num_probes, generator)`, some also
-take `probes=`. Each is the right estimator with one step replaced. The first line of a docstring is
-the sin.
+`WRONG` holds them by name. Each is called as `estimator(problem, *, num_probes, generator)`, some
+also take `probes=`. Each is the right estimator with one step replaced. The first line of a
+docstring is the sin.
 """
 
 # The order of the imports is the order of the mutants in the kill matrix and its figure.

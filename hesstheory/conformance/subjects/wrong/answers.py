@@ -28,7 +28,7 @@ from hesstheory.conformance.subjects.wrong.steps import (
 from hesstheory.curvature.matrix import hessian
 from hesstheory.problem.risk import Problem
 
-# --- wrong averages ------------------------------------------------------------------------------
+# --- wrong averages -------------------------------------------------------------------------------
 listed(
     "reduce",
     summed_probes=(
@@ -88,7 +88,7 @@ listed(
     ),
 )
 
-# --- wrong standard errors -----------------------------------------------------------------------
+# --- wrong standard errors ------------------------------------------------------------------------
 listed(
     "spread",
     stderr_zero=(
@@ -171,7 +171,8 @@ def stderr_without_cross_blocks(problem: Problem, samples: Tensor) -> Tensor:
 listed(
     "report",
     stderr_signed=(
-        "Multiplies the relative standard error by the trace, so that a negative trace has a negative one.",
+        "Multiplies the relative standard error by the trace, so that a negative trace has a "
+        "negative one.",
         lambda p, s, v, e: as_pairs(p, s, v, e * v.sign()),
     ),
     rows_recorded_twice=(
@@ -180,7 +181,7 @@ listed(
     ),
 )
 
-# --- wrong blocks --------------------------------------------------------------------------------
+# --- wrong blocks ---------------------------------------------------------------------------------
 listed(
     "report",
     shifted_blocks=(
@@ -225,7 +226,7 @@ listed(
     ),
 )
 
-# --- wrong budgets and stopping rules ------------------------------------------------------------
+# --- wrong budgets and stopping rules -------------------------------------------------------------
 listed(
     "draw",
     one_probe_always=(
@@ -258,7 +259,7 @@ listed(
 
 
 def _stopped(samples: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
-    """The running mean of each block at the first probe that moves it by less than one part in a thousand."""
+    """The running mean of each block at the first probe that moves it by less than 1e-3 of it."""
     means = samples.cumsum(0) / torch.arange(1, len(samples) + 1)[:, None]
     before = torch.cat([0 * means[:1], means[:-1]])
     rests = (means - before).abs() / (scale(before) + 1e-6) < 1e-3
@@ -299,7 +300,8 @@ def sketch_without_projection(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> float:
     """Adds to a sketched trace that of the whole matrix instead of the remainder."""
-    third, H = max(num_probes // 3, 1), hessian(problem)
+    third = max(num_probes // 3, 1)
+    H = hessian(problem)
     S, G = (draw_signs(problem, third, generator).to(problem.dtype) for _ in range(2))
     Q = torch.linalg.qr(H @ S).Q
     return float((Q * (H @ Q)).sum() + (G * (H @ G)).sum() / third)

@@ -1,4 +1,4 @@
-"""Oversights that show at the edges alone: layouts, names, later batches, few probes and many, what stays behind."""
+"""Oversights at the edges: layouts, names, later batches, numbers of probes, leftovers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
 
 
-# --- parameters and batches ----------------------------------------------------------------------
+# --- parameters and batches -----------------------------------------------------------------------
 @spoils("forms")
 def scalars_skipped(problem: Problem, Z: Tensor) -> Tensor:
     """Leaves parameters without dimensions out of the probe."""
@@ -102,10 +102,11 @@ def fourth_block_is_the_first(
 @spoils("forms", as_values)
 def a_batch_for_each_probe(problem: Problem, Z: Tensor) -> Tensor:
     """Takes the batches in turn, one for each probe, and the mean over the probes."""
-    parts, weights = [problem.with_batches([batch]) for batch in problem.batches], problem.weights
-    B, samples = len(parts), Z.new_zeros(Z.shape[1], len(problem.index), dtype=torch.float64)
+    parts = [problem.with_batches([batch]) for batch in problem.batches]
+    B = len(parts)
+    samples = Z.new_zeros(Z.shape[1], len(problem.index), dtype=torch.float64)
     for b, part in enumerate(parts[: len(samples)]):
-        samples[b::B] = B * weights[b] * quadratic_forms(part, Z[:, b::B])
+        samples[b::B] = B * problem.weights[b] * quadratic_forms(part, Z[:, b::B])
     return samples
 
 
@@ -120,9 +121,9 @@ def stops_at_a_linear_tensor(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, float]:
     """Ends the loop over tensors at the first one without a second derivative."""
-    Z, H = draw_signs(problem, num_probes, generator), hessian(problem)
-    rows, products = Z.to(problem.dtype), torch.zeros_like(Z)
-    HZ = (H @ rows).double()
+    Z = draw_signs(problem, num_probes, generator)
+    products = torch.zeros_like(Z)
+    HZ = (hessian(problem) @ Z.to(problem.dtype)).double()
     for start, stop in problem.offsets.values():
         if not HZ[start:stop].any():
             break
@@ -130,7 +131,7 @@ def stops_at_a_linear_tensor(
     return dict(zip(problem.index, by_block(problem, products).mean(0).tolist(), strict=True))
 
 
-# --- probes --------------------------------------------------------------------------------------
+# --- probes ---------------------------------------------------------------------------------------
 @spoils("draw", as_values)
 def seed_of_twelve_bits(problem: Problem, num_probes: int, generator: torch.Generator) -> Tensor:
     """Seeds a generator of its own with one of 4096 numbers."""
@@ -176,7 +177,7 @@ def _hundred(problem: Problem, num_probes: int, generator: torch.Generator) -> T
 listed("draw", hundred_probes_at_most=("Draws a hundred probes at most.", _hundred, as_values))
 
 
-# --- means and errors ----------------------------------------------------------------------------
+# --- means and errors -----------------------------------------------------------------------------
 @spoils("reduce")
 def mean_of_chunks(samples: Tensor) -> Tensor:
     """Averages the means of chunks of 16 probes, the last of which may be one probe."""
@@ -205,11 +206,13 @@ listed(
     "spread",
     stderr_zero_for_one=("Claims the standard error 0 for one probe.", _zero_for_one),
     stderr_without_correction=("Divides the squares by K where K − 1 is right.", _divided_by_k),
-    stderr_corrected_twice=("Divides by √(K − 1) where √K is right, after the sum of squares was divided by K − 1.",
-        _divided_by_one_less),
-)  # fmt: skip
+    stderr_corrected_twice=(
+        "Divides by √(K − 1) where √K is right, after the sum of squares was divided by K − 1.",
+        _divided_by_one_less,
+    ),
+)
 
-# --- what stays from call to call ----------------------------------------------------------------
+# --- what stays from call to call -----------------------------------------------------------------
 _BY_VERSION: dict[tuple[Any, ...], Tensor] = {}
 
 _BY_MODEL: MutableMapping[nn.Module, tuple[str, ...]] = WeakKeyDictionary()

@@ -24,7 +24,7 @@ from hesstheory.curvature.matrix import hessian
 from hesstheory.problem.partition import Partition
 from hesstheory.problem.risk import Problem
 
-# --- parameters counted wrongly ------------------------------------------------------------------
+# --- parameters counted wrongly -------------------------------------------------------------------
 listed(
     "forms",
     matrices_only=(
@@ -72,7 +72,8 @@ def alphabetical_order(problem: Problem, Z: Tensor) -> Tensor:
 @spoils("forms")
 def column_major(problem: Problem, Z: Tensor) -> Tensor:
     """Flattens probes row by row and products column by column."""
-    products, order = hessian(problem) @ Z, []
+    products = hessian(problem) @ Z
+    order = []
     for (start, _), p in zip(problem.offsets.values(), problem.params.values(), strict=True):
         order.append(
             start
@@ -82,8 +83,9 @@ def column_major(problem: Problem, Z: Tensor) -> Tensor:
 
 
 def _unrolled(problem: Problem, *, first_only: bool) -> Problem:
-    """The model with every use of a tied tensor given a tensor of its own; all but the first frozen if so asked."""
-    model, aliases = copy.deepcopy(problem.model), dict[int, list[str]]()
+    """Every use of a tied tensor has a tensor of its own; all but the first frozen if so asked."""
+    model = copy.deepcopy(problem.model)
+    aliases: dict[int, list[str]] = {}
     for name, p in problem.model.named_parameters(remove_duplicate=False):
         if p.requires_grad:
             aliases.setdefault(id(p), []).append(name)

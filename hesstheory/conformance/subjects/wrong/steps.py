@@ -37,13 +37,24 @@ _DECLARED: dict[str, Probe] = {
 # Those that also take the keyword `probes`.
 _TAKE_PROBES = {
     "given_signed",
-    "unweighted_batches", "summed_loss", "gauss_newton_instead", "weight_decay", "matrices_only", "alphabetical_order",
-    "divided_twice", "stderr_too_large_by_root_two", "stderr_ten_times", "shifted_blocks", "freezes_the_model",
-    "single_precision_inside", "half_precision_answer", "fails_for_one_probe",
-}  # fmt: skip
+    "unweighted_batches",
+    "summed_loss",
+    "gauss_newton_instead",
+    "weight_decay",
+    "matrices_only",
+    "alphabetical_order",
+    "divided_twice",
+    "stderr_too_large_by_root_two",
+    "stderr_ten_times",
+    "shifted_blocks",
+    "freezes_the_model",
+    "single_precision_inside",
+    "half_precision_answer",
+    "fails_for_one_probe",
+}
 
 
-# --- the right estimator, step by step: samples are K×blocks, one row per probe ------------------
+# --- the right estimator, step by step: samples are K×blocks, one row per probe -------------------
 def draw_signs(problem: Problem, num_probes: int, generator: torch.Generator) -> Tensor:
     """Fair signs, P×K."""
     return Rademacher().sample(problem.num_params, num_probes, generator)
@@ -124,14 +135,16 @@ def _spoil(step: str, name: str, sin: str, wrong: BlackBox, report: Report = as_
         return steps.estimate(problem, num_probes, generator, probes)
 
     estimator: BlackBox = told if name in _TAKE_PROBES else blind
-    estimator.__name__, estimator.__qualname__, estimator.__doc__ = name, name, sin
+    estimator.__name__ = name
+    estimator.__qualname__ = name
+    estimator.__doc__ = sin
     if name in _DECLARED:
         vars(estimator)["variance_law"] = law_of_probe(_DECLARED[name])
     WRONG[name] = estimator
 
 
 def listed(step: str, **rows: Any) -> None:
-    """Mutants that spoil the same step: name=(sin, wrong step) or name=(sin, wrong step, form of the answer)."""
+    """Mutants that spoil one step: name=(sin, wrong step) or (sin, wrong step, form of answer)."""
     for name, row in rows.items():
         _spoil(step, name, *row)
 
