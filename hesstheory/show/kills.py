@@ -47,6 +47,7 @@ def _draw_part(ax: Axes, table: pd.DataFrame) -> None:
         cbar=False,
         linewidths=0.8,
         linecolor="white",
+        rasterized=True,  # else the SVG writes every cell out, a megabyte for 140 mutants
         xticklabels=False,  # seaborn would measure every label for overlap, a third of the time
         yticklabels=False,
         ax=ax,

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import seaborn
 
-from hesstheory.show.axes import Look, palette
+from hesstheory.show.axes import Look, face
 from hesstheory.show.rows import parts
 
 if TYPE_CHECKING:
@@ -28,25 +28,23 @@ def scatter(
 ) -> None:
     """Draws the rows at the columns `place` = (x, y), each in the look of its column `hue`."""
     x, y = place
-    for stage, part in parts(frame, "stage"):
-        seaborn.scatterplot(
-            part,
-            x=x,
-            y=y,
-            hue=hue,
-            style=hue,
-            **palette(looks),
-            s=size,
-            linewidth=1.1,
-            zorder=2,  # above the line of agreement
-            legend=False,
-            ax=ax,
-        )
-        points = ax.collections[-1]
-        # seaborn draws white rims; here the rim has the colour, so that a hollow point shows it
-        points.set_edgecolor(points.get_facecolor())
-        if stage == "untrained":
-            points.set_facecolor("white")
+    for stage, rows in parts(frame, "stage"):
+        for name, part in parts(rows, hue):
+            look = looks[name]
+            # One call for each look: a call with a column of looks writes every marker out in full,
+            # and the SVG is two to three times as long.
+            seaborn.scatterplot(
+                part,
+                x=x,
+                y=y,
+                color=face(stage, look["color"]),
+                edgecolor=look["color"],
+                marker=look["marker"],
+                s=size,
+                linewidth=1.1,
+                zorder=2,  # above the line of agreement
+                ax=ax,
+            )
     ax.set(xlabel="", ylabel="")
 
 

@@ -191,7 +191,7 @@ def test_a_formula_reads_as_mathematics():
 
 
 def change(records, what):
-    header, claim, end = records[0], records[1], records[-1]
+    header, claim, *_, end = records
     match what:
         case "verdict":
             claim["verdict"] = "REFUTED"
