@@ -1,8 +1,9 @@
-"""A CUDA device that is not there: tensors that say `cuda:0`, compute on the CPU and fail where those on CUDA would.
+"""A CUDA device that is not there: its tensors say `cuda:0`, compute on the CPU, fail as on CUDA.
 
-Refused are tensors of two devices in one operation, NumPy arrays of what lies on the device, and random numbers there
-from a generator of the CPU. TF32 is rounded to where it is allowed. Not shown are memory, streams, autocast and what
-kernels of CUDA round otherwise. To C++ the tensors lie on a device for which every PyTorch can keep a graph.
+Refused are tensors of two devices in one operation, NumPy arrays of what lies on the device, and
+random numbers there from a generator of the CPU. TF32 is rounded to where it is allowed. Not shown
+are memory, streams, autocast and what kernels of CUDA round otherwise. To C++ the tensors lie on a
+device for which every PyTorch can keep a graph.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -27,7 +27,7 @@ NUMPY = "can't convert cuda:0 device"
 STREAM = "device type for generator"
 _INSIDE = torch.device("lazy", 0)  # what C++ takes CUDA for
 
-_aten: Any = torch.ops.aten
+_aten = torch.ops.aten
 _MOVES = {_aten._to_copy, _aten.copy, _aten.copy_, _aten.lift_fresh}
 _INDEXES = {
     _aten.index,
@@ -52,14 +52,19 @@ class OnDevice(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnDevice:
         outer = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
-            layout=inner.layout, device=_INSIDE,
-        )  # fmt: skip
+            cls,
+            inner.shape,
+            strides=inner.stride(),
+            storage_offset=inner.storage_offset(),
+            dtype=inner.dtype,
+            layout=inner.layout,
+            device=_INSIDE,
+        )
         outer.inner = inner
         return outer
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _computed(func, args, kwargs or {})
 
     # Modules that are moved keep their parameters only where tensors can be taken apart.
@@ -67,12 +72,10 @@ class OnDevice(Tensor):
         return ["inner"], None
 
     @staticmethod
-    def __tensor_unflatten__(
-        parts: dict[str, Tensor], context: None, size: Any, stride: Any
-    ) -> OnDevice:
+    def __tensor_unflatten__(parts: dict[str, Tensor], context: None, size, stride) -> OnDevice:
         return OnDevice(parts["inner"])
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OnDevice:
+    def __deepcopy__(self, memo: dict) -> OnDevice:
         if id(self) not in memo:
             copied = OnDevice(self.inner.clone()).requires_grad_(self.requires_grad)
             copied.__dict__.update(
@@ -81,21 +84,21 @@ class OnDevice(Tensor):
             memo[id(self)] = copied
         return memo[id(self)]
 
-    def __repr__(self, **options: Any) -> str:
+    def __repr__(self, **options) -> str:
         return f"{self.inner!r} on {CUDA}"
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
 
-    def tolist(self) -> Any:
+    def tolist(self):
         return self.cpu().tolist()
 
-    def numpy(self, **options: Any) -> Any:
+    def numpy(self, **options):
         raise _fault(
             f"can't convert {CUDA} device type tensor to numpy. Use Tensor.cpu() first.", TypeError
         )
 
-    def __array__(self, *options: Any, **more: Any) -> Any:
+    def __array__(self, *options, **more):
         return self.numpy()
 
 
@@ -105,7 +108,7 @@ class Generator(torch.Generator):
     device = CUDA  # type: ignore[assignment]
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 faults: list[str] = []  # also those that the caller took for something else and survived
 
@@ -115,8 +118,11 @@ def _fault(message: str, kind: type[Exception] = RuntimeError) -> Exception:
     return kind(message)
 
 
-def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
-    """All on one device, but for numbers in tensors without dimensions and indices, which may come from the CPU."""
+def _check_devices(func, args, tensors: list[Tensor]) -> None:
+    """All on one device.
+
+    Numbers in tensors without dimensions, and indices, may come from the CPU.
+    """
     packet = func.overloadpacket
     if packet in _MOVES:
         return
@@ -134,22 +140,26 @@ def _check_devices(func: Any, args: Any, tensors: list[Tensor]) -> None:
             raise _fault(f"Expected all tensors to be on the same device, but {where}")
 
 
-def _check_generator(args: Any, kwargs: dict[str, Any]) -> None:
+def _check_generator(args, kwargs: dict) -> None:
     if (generator := kwargs.get("generator")) is None:
         return
     device = kwargs.get("device") or (
         args[0].device if args and isinstance(args[0], Tensor) else "cpu"
     )
-    wanted, found = torch.device(device).type, generator.device.type
+    wanted = torch.device(device).type
+    found = generator.device.type
     if wanted != found:
         raise _fault(f"Expected a '{wanted}' device type for generator but found '{found}'")
 
 
-# --- how it computes --------------------------------------------------------------------------------------------------
+# --- how it computes ------------------------------------------------------------------------------
 
 
-def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """The operation on the CPU; what is new lies where the operation says, else where its tensors do."""
+def _computed(func, args, kwargs: dict):
+    """The operation on the CPU.
+
+    What is new lies where the operation says, else where its tensors do.
+    """
     tensors = list(_tensors((*args, *kwargs.values())))
     outer = {id(_inner(x)): x for x in tensors}
     here = any(isinstance(x, OnDevice) for x in tensors)
@@ -161,7 +171,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     inside = _in_tf32 if here and _allows_tf32(func.overloadpacket) else _inner
     out = func(*_each(inside, args), **{name: _each(inside, x) for name, x in kwargs.items()})
 
-    def back(x: Any) -> Any:
+    def back(x):
         if not isinstance(x, Tensor):
             return x
         if (known := outer.get(id(x))) is not None:
@@ -172,7 +182,7 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     return _each(back, out)
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def _tensors(values) -> Iterator[Tensor]:
     for x in values:
         if isinstance(x, Tensor):
             yield x
@@ -180,23 +190,23 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(x)
 
 
-def _each(function: Callable[[Any], Any], x: Any) -> Any:
+def _each(function: Callable, x):
     return (
         type(x)(_each(function, part) for part in x) if isinstance(x, list | tuple) else function(x)
     )
 
 
-def _inner(x: Any) -> Any:
+def _inner(x):
     return x.inner if isinstance(x, OnDevice) else x
 
 
-def _allows_tf32(packet: Any) -> bool:
+def _allows_tf32(packet) -> bool:
     if packet in _CONVOLUTIONS:
         return torch.backends.cudnn.allow_tf32
     return packet in _PRODUCTS and torch.backends.cuda.matmul.allow_tf32
 
 
-def _in_tf32(x: Any) -> Any:
+def _in_tf32(x):
     """Ten bits of the mantissa, as the factors of a product have them."""
     x = _inner(x)
     if not isinstance(x, Tensor) or x.dtype != torch.float32:
@@ -207,14 +217,14 @@ def _in_tf32(x: Any) -> Any:
 class _Operations(TorchDispatchMode):
     """Operations without a tensor on the device, which may make one."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _computed(func, args, kwargs or {})
 
 
 class _Calls(TorchFunctionMode):
     """Hides CUDA from C++, and looks at generators, which it would take for those of the CPU."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if func in (torch.device, torch.get_device_module):
             return func(*args, **kwargs)
@@ -224,23 +234,25 @@ class _Calls(TorchFunctionMode):
         return func(*map(_hidden, args), **{name: _hidden(x) for name, x in kwargs.items()})
 
 
-def _hidden(x: Any) -> Any:
+def _hidden(x):
     named = isinstance(x, torch.device) or (isinstance(x, str) and x.partition(":")[0] == "cuda")
     return _INSIDE if named and torch.device(x).type == "cuda" else x
 
 
-# --- torch.cuda -------------------------------------------------------------------------------------------------------
+# --- torch.cuda -----------------------------------------------------------------------------------
 
 
 class Event:
     """A mark in the stream; its time is known once the device was waited for."""
 
-    clock, waited_for = 0.0, 0.0
+    clock = 0.0
+    waited_for = 0.0
 
     def __init__(self, enable_timing: bool = False) -> None:
-        self.timed, self.time = enable_timing, None
+        self.timed = enable_timing
+        self.time = None
 
-    def record(self, stream: Any = None) -> None:
+    def record(self, stream=None) -> None:
         Event.clock += 1.0
         self.time = Event.clock
 
@@ -255,12 +267,12 @@ class Event:
         return end.time - self.time
 
     @staticmethod
-    def synchronize(device: Any = None) -> None:
+    def synchronize(device=None) -> None:
         """For the device, waits for all events."""
         Event.waited_for = Event.clock
 
 
-def _runtime() -> dict[str, Any]:
+def _runtime() -> dict:
     """What of torch.cuda a program may ask for, as it is on one device."""
     about = SimpleNamespace(name="pretended", total_memory=MEMORY)
     return {

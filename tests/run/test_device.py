@@ -20,8 +20,6 @@ from hesstheory.curvature import linearised
 from hesstheory.curvature.matrix import ggn, hessian, residual
 from hesstheory.curvature.uses import unrolled_hessian
 from hesstheory.estimators import products
-from hesstheory.estimators.ranks import rank_layers
-from hesstheory.estimators.recommendation import recommend
 from hesstheory.estimators.deflated import HutchPP, XTrace
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.estimators.probes import (
@@ -33,6 +31,8 @@ from hesstheory.estimators.probes import (
     Uniform,
 )
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
+from hesstheory.estimators.ranks import rank_layers
+from hesstheory.estimators.recommendation import recommend
 from hesstheory.outputs import gram, premise
 from hesstheory.outputs.gram import dual_gram
 from hesstheory.outputs.sketches import sketched_norms
