@@ -77,6 +77,7 @@ class ClaimView:
     style: str
     expected: str
     formula: Markup
+    premises: tuple[str, ...]
     texts: Mapping[str, str]
     checks: tuple[CheckView, ...]
     mutants: tuple[MutantView, ...]
@@ -142,6 +143,7 @@ def _claim(record: Record, anchor: str, shown: frozenset[str], header: Record) -
         style=verdict if verdict in VERDICTS else "OTHER",
         expected=written(record.get("expected")),
         formula=mathml(str(record.get("formula") or "")),
+        premises=tuple(str(name) for name in record.get("rests_on") or ()),
         texts=texts,
         checks=checks,
         mutants=tuple(_mutant(mutant) for mutant in record.get("mutants") or ()),

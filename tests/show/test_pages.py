@@ -112,6 +112,14 @@ def test_figures_carry_their_picture_and_data(records, drawn):
     assert len(drawn) == len(gallery.PLOTS)
 
 
+def test_premises_are_named_and_linked_where_they_are_shown(records):
+    records[2]["rests_on"] = ["T1", "T99"]
+    page = page_of(records)
+    assert "Rests onT1, T99" in page.text  # a term and its definition
+    assert page.all_of("href").count("#claim-T1") == 2  # its row of the table, and this one
+    assert "#claim-T99" not in page.all_of("href")
+
+
 def test_rows_without_a_figure_stand_with_their_check(records):
     records[1]["checks"][0] |= {
         "table": "unheard of",
