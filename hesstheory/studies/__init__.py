@@ -1,1 +1,1 @@
-"""What do many runs say? Studies that take minutes to hours, each a command: `hesstheory study NAME`."""
+"""What do many runs say? Each study is a file; `hesstheory study` lists them."""

@@ -1,22 +1,38 @@
-"""The committed full-scale runs, one process after another: reports/harness/*.json.
+"""Full-scale runs of `hesstheory harness`, one process after another.
 
-    python tests/studies/full_scale_records.py --device cpu --json reports/harness
-    python tests/studies/full_scale_records.py --device cuda --json reports/harness --seconds 500
-    python tests/studies/full_scale_records.py --table --json reports/harness
+    hesstheory study full_scale_records --device cpu
+    hesstheory study full_scale_records --device cuda --json reports/harness --seconds 500
+    hesstheory study full_scale_records --table --json reports/harness
 
-A run that is done is not done again, one that was stopped goes on. With --seconds no run is started after so long; the
-next call starts the others. Runs with CIFAR need its files (HESSTHEORY_DATA).
+The records are a folder with a file for each run. A run that is done is not done again, and one
+that was stopped goes on. With --seconds no run is started after so long; the next call starts the
+others. Runs with CIFAR need its files (HESSTHEORY_DATA).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import shutil
+import shlex
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+import torch
+
+from hesstheory.harness.stages.exact import exact
+from hesstheory.harness.subject import Settings, built
+from hesstheory.run.precision import full_precision
+from hesstheory.run.ranks import ranks
+from hesstheory.studies.campaign import Campaign
+from hesstheory.studies.records import (
+    FINGERPRINT,
+    TRACE_ROUNDINGS,
+    Record,
+    SpotCheck,
+    read_record,
+)
+from hesstheory.studies.study import Call, Parser, Study, call_study, seconds_or_inf
 
 _DIGITS = {
     "resnet18_untrained": "--model resnet18 --batch 16 --probes 10",
@@ -51,72 +67,145 @@ def records(device: str) -> dict[str, list[str]]:
     return {f"{name}_cuda": [*options, "--device", device] for name, options in found.items()}
 
 
+_COLUMNS = (
+    "run",
+    "standard error of one probe / trace",
+    "of one logit probe, at most",
+    "K*",
+    "cost of exact traces",
+    "cost of a product",
+)
+_CRITICAL = (5, 10)  # the number of probes at which a published rule puts the critical estimate
+
+
 def table(folder: Path) -> str:
     """Markdown: a line for every record, and how many layers of all have a K* from 5 to 10."""
-    lines = [
-        "| run | a product errs by, in traces | a logit probe, at most | K* | cost of exact traces | of a product |",
-        "|---|---|---|---|---|---|",
+    reports = {file.stem: read_record(file) for file in sorted(folder.glob("*.json"))}
+    lines = [_line(name, report) for name, report in reports.items()]
+    critical = [K for report in reports.values() for K in _critical_numbers(report)]
+    low, high = _CRITICAL
+    inside = sum(low <= K <= high for K in critical)
+    last = f"K* lies in [{low}, {high}] in {inside} of {len(critical)} layers."
+    header = [f"| {' | '.join(_COLUMNS)} |", "|---" * len(_COLUMNS) + "|"]
+    return "\n".join([*header, *lines, "", last])
+
+
+def _line(name: str, report: Record) -> str:
+    """One record in the table."""
+    rows = report["layers"].values()
+    cost = report["gradients"]
+    critical = _critical_numbers(report)
+    product = [
+        row["predicted_sd"] / abs(row["exact"]) for row in rows if row["predicted_sd"] is not None
     ]
-    inside = layers = 0
-    for file in sorted(folder.glob("*.json")):
-        report = json.loads(file.read_text())
-        rows, cost = report["layers"].values(), report["gradients"]
-        critical = [row["k_star"] for row in rows if row["k_star"] is not None]
-        product = [
-            row["predicted_sd"] / abs(row["exact"])
-            for row in rows
-            if row["predicted_sd"] is not None
-        ]
-        logit = max(row["logit_sd"] / abs(row["exact"]) for row in rows)
-        inside, layers = inside + sum(5 <= K <= 10 for K in critical), layers + len(critical)
-        lines.append(
-            f"| {file.stem} | {min(product):.1g} to {max(product):.0f} | {logit:.2f} | {min(critical):.0f} to "
-            f"{max(critical):.0e} | {cost['exact_traces']:.1f} | {cost['product']:.1f} |"
-        )
-    return "\n".join([*lines, "", f"K* lies in [5, 10] in {inside} of {layers} layers."])
+    logit = max(row["logit_sd"] / abs(row["exact"]) for row in rows)
+    return (
+        f"| {name} | {min(product):.1g} to {max(product):.0f} | {logit:.2f} | "
+        f"{min(critical):.0f} to {max(critical):.0e} | {cost['exact_traces']:.1f} | "
+        f"{cost['product']:.1f} |"
+    )
 
 
-def main() -> None:
-    """Runs what is not yet there; the exit code is 1 if a run failed or one of its checks did."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def _critical_numbers(report: Record) -> list[float]:
+    """K* of the layers that have one."""
+    return [row["k_star"] for row in report["layers"].values() if row["k_star"] is not None]
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def _add_options(parser: Parser) -> None:
+    """Which runs, on what, for how long."""
     parser.add_argument("names", nargs="*", help="runs; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs"))
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=float("inf"))
-    parser.add_argument("--table", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument(
+        "--seconds", type=seconds_or_inf, default="inf", help="no run is started after so many"
+    )
+    parser.add_argument("--table", action="store_true", help="print the table of the records")
+
+
+def _run(call: Call) -> bool:
+    """Does the runs that are missing; False if one failed or one of its checks did."""
+    options = call.options
     if options.table:
-        print(table(options.json))
-        return
-    runs, start, failed = records(options.device), time.monotonic(), []
-    if unknown := sorted(set(options.names) - runs.keys()):
-        parser.error(f"no runs {', '.join(unknown)}; there are {', '.join(runs)}")
-    for name in options.names or runs:
-        folder = options.out / name
-        if (folder / "harness.json").exists():
-            continue
-        if time.monotonic() - start > options.seconds:
+        print(table(call.file))
+        return True
+    tasks = _chosen(records(options.device), options.names)
+    campaign = Campaign(call.runs, _harness, call.header[FINGERPRINT], mark="harness.json")
+    failed = []
+    for name, report in campaign.runs(tasks, seconds=options.seconds):
+        if report is None:
             print(f"{name}: not started, {options.seconds:g} s are over")
             continue
-        command = [
-            "hesstheory",
-            "harness",
-            *runs[name],
-            "--out",
-            str(folder),
-            *(["--resume"] * folder.exists()),
-        ]
-        print(" ".join(command), flush=True)
-        code = subprocess.run([sys.executable, "-m", *command]).returncode
-        if (folder / "harness.json").exists():
-            options.json.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / "harness.json", options.json / f"{name}.json")
-        if code:
+        if report:
+            call.write(report, name)
+        if not report.get("passed"):
             failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else "none failed")
-    sys.exit(bool(failed))
+    return not failed
 
+
+def _chosen(runs: Mapping[str, list[str]], names: list[str]) -> dict[str, list[str]]:
+    """The named runs, or all."""
+    if unknown := sorted(set(names) - runs.keys()):
+        raise ValueError(f"no runs {', '.join(unknown)}; there are {', '.join(runs)}")
+    return {name: runs[name] for name in names or runs}
+
+
+def _harness(options: list[str], folder: Path) -> Record:
+    """One run in a process of its own, so that its peak of memory is its own; empty if it broke."""
+    resume = ["--resume"] if folder.exists() else []
+    command = ["hesstheory", "harness", *options, "--out", str(folder), *resume]
+    print(shlex.join(command), flush=True)
+    subprocess.run([sys.executable, "-m", *command])
+    file = folder / "harness.json"
+    return read_record(file) if file.exists() else {}
+
+
+# --- a spot check ---------------------------------------------------------------------------------
+
+
+def spot_check(record: Record) -> SpotCheck:
+    """Builds the network again, trained if it was, and compares the exact traces of all layers.
+
+    Training amplifies rounding. It is repeated with as many threads as before, and a record whose
+    training takes another path on this machine is not reproduced.
+    """
+    settings = Settings(**record["settings"] | {"device": record["device"].partition(":")[0]})
+    threads = torch.get_num_threads()
+    torch.set_num_threads(record["threads"])
+    try:
+        found = _exact_traces(settings)
+    finally:
+        torch.set_num_threads(threads)
+    recorded = {layer: row["exact"] for layer, row in record["layers"].items()}
+    epsilon = torch.finfo(getattr(torch, settings.dtype)).eps
+    after = f"after {settings.steps} steps" if settings.steps else "of the untrained network"
+    return SpotCheck.of_numbers(
+        f"exact traces of {len(recorded)} layers {after}",
+        [found[layer] for layer in recorded],
+        list(recorded.values()),
+        TRACE_ROUNDINGS * epsilon,
+    )
+
+
+def _exact_traces(settings: Settings) -> Mapping[str, float]:
+    """As the harness computes them."""
+    device = torch.device(settings.device)
+    with ranks(device) as us, full_precision(), tempfile.TemporaryDirectory() as folder:
+        subject = built(settings, device, us, Path(folder), print)
+        return exact(subject, {}).layers["exact"]
+
+
+STUDY = Study(
+    "full_scale_records",
+    "What do full-scale runs of the harness measure?",
+    _run,
+    _add_options,
+    spot_check,
+    code="hesstheory.harness.course",
+    in_folder="harness",
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(call_study(STUDY))
