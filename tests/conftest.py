@@ -1,4 +1,4 @@
-"""What every test lives under: float64, shapes checked at run time, and no global random numbers."""
+"""What every test lives under: float64, checked shapes, and no global random numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-# The rooms whose shapes live in types. `int` passes for `float`, as in mypy; the test files are imported after this.
+# The wings whose shapes live in types. `int` passes for `float`, as in mypy. The test files are
+# imported after this.
 _CHECKED = ("problem", "curvature", "estimators")
 assert not any(f"hesstheory.{room}" in sys.modules for room in _CHECKED), (
     "imported before the hook that checks types"
@@ -38,7 +39,7 @@ def _global_random_states():
 
 @pytest.fixture(autouse=True)
 def _no_global_random_numbers():
-    """Fails a test that reads or seeds a global random stream; beartype itself reads that of `random`."""
+    """Fails a test that uses a global random stream; beartype itself reads that of `random`."""
     before = _global_random_states()
     yield
     after = _global_random_states()
@@ -53,7 +54,7 @@ def generator():
 
 @pytest.fixture
 def build():
-    """Calls a factory of modules, whose own initialisation reads the global stream, and gives the stream back."""
+    """Calls a factory of modules and gives the global stream back, which they draw from."""
 
     def seeded(factory, seed=0):
         with torch.random.fork_rng(devices=[]):
@@ -65,7 +66,7 @@ def build():
 
 @pytest.fixture
 def unchecked():
-    """Lets wrong types through to the library's own messages, as they reach a user, who has no checker."""
+    """Lets wrong types through to the library's own messages, as a user sees them."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -90,7 +90,8 @@ def test_rows_that_are_mixed_or_moved_are_measured_all_the_same(mix):
     problem = problem_of(mix)
     line = linearised(problem, problem.batches[0], frozenset(problem.params))
     assert not apart_by_graph(line.outputs)
-    _, coupled = line.by_rules(torch.ones(2, N, 3).double() * torch.tensor([1.0, -2.0, 0.5]).double())
+    columns = torch.ones(2, N, 3).double() * torch.tensor([1.0, -2.0, 0.5]).double()
+    _, coupled = line.by_rules(columns)
     assert set(coupled) == {"first.weight", "first.bias"}  # the last layer comes behind it
     exact = hessian(problem).trace_by_block()
     close(exact_traces(problem), exact)

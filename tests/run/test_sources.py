@@ -38,7 +38,9 @@ def run():
     "only_types.py": "Name = str\n",
     "unrelated.py": "VALUE = 1\n",
     "lazy/__init__.py": "__getattr__, __dir__, __all__ = (1, 2, 3)\n",
-    "lazy/__init__.pyi": "from .inside import shown as shown\nfrom .other import hidden as hidden\n",
+    "lazy/__init__.pyi": (
+        "from .inside import shown as shown\nfrom .other import hidden as hidden\n"
+    ),
     "lazy/inside.py": "shown = 1\n",
     "lazy/other.py": "hidden = 1\n",
     "user.py": "from fingerprinted_package.lazy import shown\n",

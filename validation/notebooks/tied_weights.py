@@ -57,7 +57,7 @@ generator = torch.Generator().manual_seed(0)
 
 
 def same(left, right, magnitude, terms=5000):
-    """Equal up to rounding: `terms` additions of numbers whose absolute values add up to `magnitude`."""
+    """Equal up to rounding: `terms` additions whose absolute values add up to `magnitude`."""
     return abs(float(left) - float(right)) <= terms * EPS * float(magnitude)
 
 
@@ -113,7 +113,7 @@ def side_by_side(cosine):
 
 
 def untied(problem):
-    """The same network whose two modules own a copy of the weight each: what a program sees that lost the tie."""
+    """The same network with a copy of the weight in each module, as if the tie were lost."""
     model = copy.deepcopy(problem.model)
     model.second.weight = nn.Parameter(model.first.weight.detach().clone())
     return Problem(model, problem.loss_fn, problem.batches)

@@ -245,7 +245,8 @@ for ax, (layer, i) in zip(axes, rows.items(), strict=True):
     ax.axvline(traces[layer], color="black", lw=1, label=r"$\operatorname{tr}H_{ll}$")
     ax.axvline(0, color="grey", lw=0.8, ls=":")
     ax.set(title=layer, xlabel="$q_l$ of one probe", yticks=[])
-    # The sample variance of n draws has the standard error Var·√((kurtosis − 1)/n); six of them fail once in 10⁹.
+    # The sample variance of n draws has the standard error Var·√((kurtosis − 1)/n).
+    # Six of them fail once in 10⁹.
     excess = np.mean((normal_q[layer] - normal_q[layer].mean()) ** 4) / normal_q[layer].var() ** 2
     assert abs(normal_q[layer].var() / variance(i, 3) - 1) < 6 * np.sqrt(
         (excess - 1) / draws.shape[1]

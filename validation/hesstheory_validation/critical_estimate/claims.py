@@ -104,7 +104,8 @@ def _components(anova: Formula, q: Array) -> tuple[float, float]:
     "errors vanish like 1/√M, hence K̂* → K*.",
     formula=r"\mathbb{E}\,\hat\sigma_w^2=\mathbb{E}_B[V_l(H_B)],\quad"
     r"\mathbb{E}\,\hat\sigma_b^2=\operatorname{Var}_B[\operatorname{tr}H_{B,ll}]",
-    reason="given the batches the probes are independent. The mean squares have the means σ_w² and σ_w² "
+    reason="given the batches the probes are independent. The mean squares have the means "
+    "σ_w² and σ_w² "
     "+ Kσ_b².",
     rests_on=["T11"],
     subject=theory.anova,

@@ -291,7 +291,8 @@ CONTROL = 7.5  # K* of the constructed world, in the middle of the published ran
     formula=r"5\le K^*\le 10",
     source="[LHT]",
     expected="REFUTED",
-    reason="refuted as universal: K* depends on the layer, the stage of training and the batch size "
+    reason="refuted as universal: K* depends on the layer, the stage of training and the batch "
+    "size "
     "(T11.b), over orders of magnitude.",
     rests_on=["T11.b"],
     subject=theory.critical_num_probes_of_batch,

@@ -70,7 +70,8 @@ def _symbolic_logit_probes() -> tuple[
     "eigendecomposition gives, it is 0 in the last linear layer, too.",
     formula=r"\mathbb E\,\frac1N\sum_n\lVert J_{nl}^{\top}S_n\varepsilon_n\rVert^2"
     r"=\operatorname{tr}G_{ll},\quad"
-    r"\operatorname{Var}=\frac1{N^2}\sum_n2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n\rVert^2\bigr)",
+    r"\operatorname{Var}=\frac1{N^2}\sum_n2\bigl(\lVert M_n\rVert^2"
+    r"-\lVert\operatorname{diag}M_n\rVert^2\bigr)",
     reason="‖J_nlᵀS_nε_n‖² = ε_nᵀM_nε_n, and samples are independent; in the last layer M_n is a "
     "multiple of S_nᵀS_n",
     rests_on=["T2", "G4"],
@@ -143,7 +144,8 @@ def _moments(
     "For ε of fourth moment κ the variance is (1/N²) Σ_n [2(‖M_n‖² − ‖diag M_n‖²) + (κ−1) ‖diag "
     "M_n‖²]. On ReLU networks, where both estimate tr H_ll, it lies below that of a full-vector "
     "probe (T2), on most layers by orders of magnitude.",
-    formula=r"\operatorname{Var}=\frac1{N^2}\sum_n\Bigl[2\bigl(\lVert M_n\rVert^2-\lVert\operatorname{diag}M_n"
+    formula=r"\operatorname{Var}=\frac1{N^2}\sum_n\Bigl[2\bigl(\lVert M_n\rVert^2"
+    r"-\lVert\operatorname{diag}M_n"
     r"\rVert^2\bigr)+(\kappa-1)\lVert\operatorname{diag}M_n\rVert^2\Bigr]",
     reason="T2 for every sample, whose variances add up: N samples average out, cross blocks "
     "never enter",

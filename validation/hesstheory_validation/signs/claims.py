@@ -63,7 +63,8 @@ def shipped_case(number: int) -> Case:
     "Signs matter: diagonal blocks of smooth networks can have a negative trace. Those of "
     "piecewise linear networks cannot.",
     formula=r"\operatorname{tr}H_{ll}<0",
-    reason="the residual f − y times the curvature of the activation has either sign; where the outputs are linear in "
+    reason="the residual f − y times the curvature of the activation has either sign; "
+    "where the outputs are linear in "
     "each weight, tr H_ll = tr G_ll ≥ 0 (G1)",
     rests_on=["G1"],
     subject=dense_hessian,
@@ -102,7 +103,8 @@ def _first_negative(matrix: MatrixOf) -> Check:
                 return holds(
                     f"a point of {NUM_POINTS} of a tanh network with a negative trace",
                     True,
-                    f'tr H_ll = {trace:.6g} in {l} of zoo.problem("tiny_mlp", stream({number}, "signs"))',
+                    f"tr H_ll = {trace:.6g} in {l} of "
+                    f'zoo.problem("tiny_mlp", stream({number}, "signs"))',
                 )
     return holds(f"a point of {NUM_POINTS} of a tanh network with a negative trace", False, "none")
 
@@ -115,7 +117,8 @@ def _first_negative(matrix: MatrixOf) -> Check:
     "trace is positive.",
     formula=r"q_l=z^{\top}A_lz,\quad A_l=\tfrac12(E_lH+HE_l),\quad "
     r"\lVert A_l\rVert^2=\lVert H_{ll}\rVert^2+\tfrac12\sum_{m\neq l}\lVert H_{lm}\rVert^2",
-    reason="A_l has a zero block on the other layers. A symmetric matrix with a zero on its diagonal "
+    reason="A_l has a zero block on the other layers. A symmetric matrix with a zero on its "
+    "diagonal "
     "and anything beside it is indefinite.",
     subject=theory.quadratic_form,
     mutants=[
