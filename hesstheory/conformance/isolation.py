@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
@@ -191,7 +191,7 @@ def forked(
         child.start()
     sender.close()
     try:
-        return _answer(child, receiver, patience, on_message)
+        return cast(Answer, _answer(child, receiver, patience, on_message))
     except EOFError:
         child.join(5)
         raise Lost(f"kills its process ({_ending(child.exitcode)})") from None
@@ -208,13 +208,14 @@ def _answer(
     receiver: Connection,
     patience: float,
     on_message: Callable[[Message], None] | None,
-) -> Answer:
+) -> object:
     """What a child answers; EOFError when it ends before."""
     while receiver.poll(min(patience, _LONGEST)):
         kind, content = receiver.recv()
         if kind == "answer":
             child.join(5)
-            return content
+            answer: object = content
+            return answer
         if kind == "misuse":
             raise content
         if on_message:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Protocol
+from typing import Protocol, cast
 
 from hesstheory.conformance.problems.reference import Reference
 from hesstheory.estimators.probes import Probe
@@ -14,7 +14,7 @@ from hesstheory.estimators.protocol import VarianceLaw, law_of_probe, variance_l
 Predicted = Callable[[Reference, str], float]
 
 
-class DependentProbe(Protocol):
+class DependentProbe(Probe, Protocol):
     """A distribution whose entries depend on each other, with a law of its own."""
 
     def variance_from_norms(
@@ -49,7 +49,9 @@ def _of_probe(probe: Probe) -> Callable[..., float] | None:
     law = law_of_probe(probe) if isinstance(probe, Probe) else None
     if law is not None:
         return partial(_at_norms, law=law)
-    return partial(_of_dependent, probe=probe) if hasattr(probe, "variance_from_norms") else None
+    if not hasattr(probe, "variance_from_norms"):
+        return None
+    return partial(_of_dependent, probe=cast(DependentProbe, probe))
 
 
 def _at_norms(

@@ -109,13 +109,12 @@ def to_junit(estimator: str, results: Sequence[CheckResult]) -> str:
         "skipped": sum(result.status in _SKIPS for result in results),
     }
     document = ET.Element("testsuites")
-    suite = ET.SubElement(
-        document,
-        "testsuite",
-        name=f"hesstheory check {estimator}",
-        time=f"{sum(result.seconds for result in results):.3f}",
+    attributes = {
+        "name": f"hesstheory check {estimator}",
+        "time": f"{sum(result.seconds for result in results):.3f}",
         **{name: str(count) for name, count in counts.items()},
-    )
+    }
+    suite = ET.SubElement(document, "testsuite", attributes)
     for result in results:
         _add_case(suite, estimator, result)
     return ET.tostring(document, encoding="unicode", xml_declaration=True) + "\n"

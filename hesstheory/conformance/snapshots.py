@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from hesstheory.problem.risk import Problem
 
+# Copies by name: of every type that an estimate could disturb.
+State = dict[str, Any]
 
-def state_of(problem: Problem) -> dict[str, object]:
+
+def state_of(problem: Problem) -> State:
     """Everything that an estimate could disturb, copied."""
     model = problem.model
     return {
@@ -30,7 +34,7 @@ def state_of(problem: Problem) -> dict[str, object]:
     }
 
 
-def global_state() -> dict[str, object]:
+def global_state() -> State:
     """Settings of the process that an estimate could disturb.
 
     The stream of `random` is not among them: type checkers move it too.
@@ -47,7 +51,7 @@ def global_state() -> dict[str, object]:
     }
 
 
-def restore(state: dict[str, object]) -> None:
+def restore(state: State) -> None:
     """Gives the process back the settings of `global_state`."""
     torch.random.set_rng_state(state["the random stream of torch"])
     np.random.set_state(state["the random stream of numpy"])  # noqa: NPY002
@@ -76,12 +80,12 @@ def _hooks(module: torch.nn.Module) -> int:
     return sum(len(getattr(module, kind, ())) for kind in kinds)
 
 
-def differences(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Names of the entries that are not the same, bit for bit."""
     return [name for name in before if not _same(before[name], after[name])]
 
 
-def _same(a: object, b: object) -> bool:
+def _same(a: Any, b: Any) -> bool:
     """Whether two nested values are the same, bit for bit."""
     if isinstance(a, Mapping):
         return set(a) == set(b) and all(_same(a[key], b[key]) for key in a)
