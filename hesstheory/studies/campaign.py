@@ -25,7 +25,7 @@ RECORD = "record.json"
 
 
 class Run(NamedTuple):
-    """A run of a campaign; one that was not started has no record."""
+    """A run of a campaign; one that was not started has no record, a broken one an empty one."""
 
     name: str
     record: Record | None
@@ -41,12 +41,13 @@ class Campaign(Generic[_Task]):
         Holds a folder for each run, named after it.
     work
         `work(task, folder)` does one run and returns its record. It may write other files into the
-        folder that it is given. What an interrupted run left is still there.
+        folder that it is given. What an interrupted run left is still there. An empty record says
+        that the run broke: it is not kept, and tried again by the next call.
     fingerprint
         Of the code that the numbers come from. Runs of other code do not mix with these.
-    mark
-        The file that ends a run. A `work` that writes this file itself, as its last act, is given
-        the final folder, so that it can go on with a run that was stopped.
+    in_place
+        Whether `work` is given the folder under its final name, because it writes that name down
+        or goes on with a stopped run by itself. The run is done when its record is there.
 
     Examples
     --------
@@ -63,7 +64,7 @@ class Campaign(Generic[_Task]):
     folder: Path
     work: Callable[[_Task, Path], Record]
     fingerprint: str
-    mark: str = RECORD
+    in_place: bool = False
 
     def runs(
         self, tasks: Mapping[str, _Task], *, workers: int = 1, seconds: float = math.inf
@@ -93,13 +94,13 @@ class Campaign(Generic[_Task]):
         yield from scatter(partial(self._run, until), missing, workers)
 
     def _file(self, name: str) -> Path:
-        """The file that ends a run."""
-        return self.folder / name / self.mark
+        """The record, which is written last."""
+        return self.folder / name / RECORD
 
     def _checked(self, name: str) -> Record:
         """The record of a finished run, if it was made by the code that is here."""
         record = read_record(self._file(name))
-        if record.get(FINGERPRINT, self.fingerprint) != self.fingerprint:
+        if record.get(FINGERPRINT) != self.fingerprint:
             raise ValueError(
                 f"{self._file(name)} was made by other code or other versions of its libraries, "
                 "whose numbers do not mix with these: pass another folder as --out"
@@ -109,16 +110,19 @@ class Campaign(Generic[_Task]):
     def _run(self, until: float, named: tuple[str, _Task]) -> Run:
         """One run, in a folder that has its final name when all is written."""
         name, task = named
-        if time.time() > until:
+        if time.time() >= until:
             return Run(name, None)
-        if self.mark != RECORD:
-            return Run(name, self.work(task, self.folder / name))
-        unfinished = self.folder / f".{name}"
-        unfinished.mkdir(parents=True, exist_ok=True)
-        record = self.work(task, unfinished) | {FINGERPRINT: self.fingerprint}
-        write_record(unfinished / RECORD, record)
         final = self.folder / name
-        # Left by a copy that was stopped: it has no record, or the run would not be missing.
-        shutil.rmtree(final, ignore_errors=True)
-        unfinished.rename(final)
+        folder = final if self.in_place else self.folder / f".{name}"
+        if not self.in_place:
+            folder.mkdir(parents=True, exist_ok=True)
+        record = self.work(task, folder)
+        if not record:
+            return Run(name, record)
+        record = record | {FINGERPRINT: self.fingerprint}
+        write_record(folder / RECORD, record)
+        if not self.in_place:
+            # What a stopped copy left has no record, or the run would not be missing.
+            shutil.rmtree(final, ignore_errors=True)
+            folder.rename(final)
         return Run(name, record)

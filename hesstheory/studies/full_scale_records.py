@@ -131,7 +131,7 @@ def _run(call: Call) -> bool:
         print(table(call.file))
         return True
     tasks = _chosen(records(options.device), options.names)
-    campaign = Campaign(call.runs, _harness, call.header[FINGERPRINT], mark="harness.json")
+    campaign = Campaign(call.runs, _harness, call.header[FINGERPRINT], in_place=True)
     failed = []
     for name, report in campaign.runs(tasks, seconds=options.seconds):
         if report is None:

@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hesstheory.run.files import write_atomically
 from hesstheory.run.provenance import fingerprint_of, provenance
 
@@ -91,9 +93,10 @@ class SpotCheck:
         >>> SpotCheck.of_numbers("traces", [1.0, 4.1], [1.0, 4.0], 0.1).holds
         True
         """
-        pairs = list(zip(found, recorded, strict=True))
-        scale = max(abs(number) for number in recorded) or 1.0
-        return cls(compared, max(abs(a - b) for a, b in pairs) / scale, tolerance)
+        # NumPy's maximum is NaN where a number is.
+        deviation = float(np.abs(np.subtract(found, recorded)).max())
+        scale = float(np.abs(recorded).max()) or 1.0
+        return cls(compared, deviation / scale, tolerance)
 
     @classmethod
     def of_outcomes(
