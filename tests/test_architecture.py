@@ -194,7 +194,7 @@ sys.argv = ["hesstheory", *{arguments}]
 from hesstheory.cli import main
 main()
 """
-RARE = {"latex2mathml", "statsmodels", "seaborn"}
+RARE = {"latex2mathml", "seaborn"}
 
 
 @pytest.mark.parametrize(

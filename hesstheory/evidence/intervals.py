@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from scipy import stats
-
 from hesstheory.evidence.exact import Array
 
 
@@ -24,6 +22,8 @@ def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[f
     >>> print(f"{low:.4f} to {high:.4f}")
     0.0782 to 0.2075
     """
+    from scipy import stats
+
     found = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
     return float(found.low), float(found.high)
 
@@ -54,6 +54,8 @@ def mean_interval(values: Array, alpha: float) -> Interval:
     >>> print(mean_interval(np.array([1.0, 2.0, 3.0]), alpha=0.05))
     +2 [-0.484, +4.48]
     """
+    from scipy import stats
+
     # From the tail itself: 1 − α/2 loses its digits at the levels of a suite, near 1e-9.
     half = stats.t.isf(alpha / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
     mean = float(values.mean())
@@ -66,6 +68,8 @@ def degrees_of_freedom(values: Array) -> float:
     Normal draws have n − 1. A sample kurtosis below theirs is taken as theirs, since it is likelier
     to be an accident.
     """
+    from scipy import stats
+
     kurtosis = float(stats.kurtosis(values, fisher=False)) if values.std() > 0 else 3.0
     return 2 * (len(values) - 1) / (max(kurtosis, 3.0) - 1)
 
@@ -90,6 +94,8 @@ def variance_ratio(top: tuple[float, float], bottom: tuple[float, float], alpha:
     >>> print(variance_ratio((2.0, 20), (1.0, 20), alpha=0.05))
     +2 [+0.812, +4.93]
     """
+    from scipy import stats
+
     a, m = top
     b, n = bottom
     if a <= 0 or b <= 0:
