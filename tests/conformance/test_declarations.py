@@ -9,10 +9,12 @@ import torch
 from user_estimators import checked
 
 from hesstheory import (
+    BlockSeparatedTrace,
     Gaussian,
     LayerwiseTrace,
     Problem,
     Rademacher,
+    SparseSigns,
     Sphere,
     check_estimator,
     hessian,
@@ -22,7 +24,7 @@ from hesstheory.conformance.laws import declared_laws
 from hesstheory.conformance.problems import references
 from hesstheory.conformance.registry import budget
 from hesstheory.conformance.session import MARGIN_FACTOR
-from hesstheory.conformance.subjects.right import RIGHT
+from hesstheory.conformance.subjects.right import RIGHT as RIGHT_IN_PLAIN_TORCH
 from hesstheory.evidence.budget import PROFILES, SUITE_ALPHA
 
 CHECK = "check_variance_of_declared_probes"
@@ -43,16 +45,35 @@ def test_a_law_that_is_not_its_own_is_found(mine):
     assert (code, "variance over that of its variance_law" in output) == (1, True), output
 
 
-@pytest.mark.parametrize("name", ["normals", "sparse_signs", "library_block_separated"])
-def test_right_estimators_have_the_variance_that_they_declare(name):
-    assert _status(RIGHT[name]) in ("passed", "skipped")
-    assert (_status(RIGHT[name]) == "skipped") == (not declared_laws(RIGHT[name], None))
+RIGHT = [
+    LayerwiseTrace(probe=Gaussian()),
+    LayerwiseTrace(probe=SparseSigns(0.5)),
+    BlockSeparatedTrace(),
+]
 
 
-def test_a_distribution_may_be_declared_in_place_of_a_law():
-    assert _status(RIGHT["sphere"], probe=Sphere()) == "passed"
-    assert _status(RIGHT["block_separated"], probe=Rademacher()) == "passed"
-    assert _status(RIGHT["normals"], probe=Rademacher()) == "failed"
+@pytest.mark.parametrize("estimator", RIGHT, ids=repr)
+def test_right_estimators_have_the_variance_that_they_declare(estimator):
+    assert _status(estimator) == "passed"
+
+
+@pytest.mark.parametrize(
+    ("estimator", "probe", "status"),
+    [
+        (LayerwiseTrace(probe=Sphere()), Sphere(), "passed"),
+        (BlockSeparatedTrace(), Rademacher(), "passed"),
+        (LayerwiseTrace(probe=Gaussian()), Rademacher(), "failed"),
+    ],
+    ids=repr,
+)
+def test_a_distribution_may_be_declared_in_place_of_a_law(estimator, probe, status):
+    assert _status(estimator, probe=probe) == status
+
+
+def test_a_law_that_does_not_exist_is_not_asked():
+    assert declared_laws(LayerwiseTrace(probe=Sphere()), None) == {}
+    assert declared_laws(RIGHT_IN_PLAIN_TORCH["sphere"], None) == {}
+    assert list(declared_laws(RIGHT_IN_PLAIN_TORCH["normals"], None)) == ["its variance_law"]
 
 
 def test_an_attribute_probe_declares_where_there_is_no_law():
