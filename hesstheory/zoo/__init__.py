@@ -1,9 +1,13 @@
-"""On what: small networks with known Hessians, full-scale networks, real data, prescribed Hessians, ties of known bias.
+"""Networks and data: what the theory, the estimators and the checks are tried on.
 
-Parameters are drawn from the generator alone; no function here reads or moves the global random stream.
+- small networks with known Hessians, from one registry;
+- full-scale networks and real images;
+- problems with prescribed Hessians, and tied weights of known bias.
+
+Parameters are drawn from the generator alone. No function here uses the global random stream.
 """
 
-from hesstheory.zoo.data import Data, digit_images, digit_rows, digits, images
+from hesstheory.zoo.data import Data, digit_images, digit_rows, digits
 from hesstheory.zoo.full_scale import (
     FULL_SCALE,
     VGG,
@@ -16,6 +20,7 @@ from hesstheory.zoo.full_scale import (
     resnet34,
     vgg11,
 )
+from hesstheory.zoo.image_sets import images
 from hesstheory.zoo.initial import initialise
 from hesstheory.zoo.networks import Attention, Recurrent, ResidualBlock, TiedAutoencoder, Transposed
 from hesstheory.zoo.prescribed import Block, QuadraticForms, mean_output, prescribed

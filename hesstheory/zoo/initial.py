@@ -3,21 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
+_BIAS_SPREAD = 0.2  # of small networks: biases of zero would make curvature special
+
+P = ParamSpec("P")
 M = TypeVar("M", bound=nn.Module)
 
 
-def blank(module: type[M], *args: Any, **kwargs: Any) -> M:
-    """A module with uninitialised parameters: its own initialisation would draw from the global random stream."""
-    blank: M = skip_init(module, *args, **kwargs)  # type: ignore[no-untyped-call]
-    return blank
+def blank(build: Callable[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
+    """A module with uninitialised parameters and buffers.
+
+    Its own initialisation would draw from the global random stream.
+
+    Parameters
+    ----------
+    build
+        A class of modules, or a function that builds a network of such.
+    *args, **kwargs
+        Its arguments.
+
+    Examples
+    --------
+    >>> blank(nn.Linear, 2, 3, bias=False).weight.shape
+    torch.Size([3, 2])
+    """
+    with torch.device("meta"):  # where tensors have shapes and no numbers
+        module = build(*args, **kwargs)
+    return module.to_empty(device="cpu")
 
 
 def initialise(
@@ -25,10 +44,28 @@ def initialise(
 ) -> None:
     """Draw weights from N(0, gain²/fan-in), biases from N(0, 0.2²), norm weights from N(1, 0.2²).
 
-    Running statistics of batch norm are those of `inputs`, and every named tensor of a tie is drawn once.
-    The draws are float64 whatever the dtype of the model, so that precisions can be compared.
+    Every tensor of a tie is drawn once. The draws are float64 whatever the dtype of the model, so
+    that precisions can be compared.
+
+    Parameters
+    ----------
+    model
+        Its parameters and running statistics are overwritten.
+    inputs
+        Running statistics of batch norm are those of these samples.
+    generator
+        The only source of random numbers.
+    gain
+        Scale of the weights.
+
+    Examples
+    --------
+    >>> model = blank(nn.Linear, 2, 3)
+    >>> initialise(model, torch.ones(4, 2), torch.Generator().manual_seed(0))
+    >>> bool(model.weight.isfinite().all())
+    True
     """
-    draw_parameters(model, generator, gain=gain, spread=0.2)
+    draw_parameters(model, generator, gain=gain, spread=_BIAS_SPREAD)
     set_running_statistics(model, inputs)
 
 
@@ -36,7 +73,7 @@ def initialise(
 def draw_parameters(
     model: nn.Module, generator: torch.Generator, *, gain: float, spread: float
 ) -> None:
-    """Weights from N(0, gain²/fan-in), biases from N(0, spread²), norm weights from N(1, spread²)."""
+    """Weights from N(0, gain²/fan-in), biases and norm weights around 0 and 1 with `spread`."""
     scales = {id(m.weight) for m in model.modules() if isinstance(m, nn.LayerNorm | _BATCH_NORM)}
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -52,11 +89,12 @@ def set_running_statistics(model: nn.Module, inputs: Tensor) -> None:
     norms = [m for m in model.modules() if isinstance(m, _BATCH_NORM)]
     if not norms:
         return
-    momenta, was_training = [norm.momentum for norm in norms], model.training
+    momenta = [norm.momentum for norm in norms]
+    was_training = model.training
     train_without_dropout(model)
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # one pass is enough: the new statistics replace the old ones
     model(inputs)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -15,6 +15,7 @@ from hesstheory.zoo.initial import blank
 
 
 def linear(num_in: int, num_out: int, bias: bool = True) -> nn.Linear:
+    """A blank linear layer."""
     return blank(nn.Linear, num_in, num_out, bias=bias)
 
 
@@ -23,7 +24,10 @@ def mlp(
     activation: Callable[[], nn.Module],
     norm: Callable[[int], nn.Module] | None = None,
 ) -> nn.Sequential:
-    """layer1, act1, ..., layerL; `norm` puts a module after every hidden layer, before its activation."""
+    """layer1, act1, ..., layerL.
+
+    `norm` puts a module after every hidden layer, before its activation.
+    """
     net = nn.Sequential()
     for depth, (num_in, num_out) in enumerate(pairwise(widths), start=1):
         net.add_module(f"layer{depth}", linear(num_in, num_out))
@@ -35,10 +39,12 @@ def mlp(
 
 
 def batch_norm(width: int) -> nn.Module:
+    """A blank batch norm of vectors."""
     return blank(nn.BatchNorm1d, width)
 
 
 def _chain(*modules: tuple[str, nn.Module]) -> nn.Sequential:
+    """Named modules one after another."""
     net = nn.Sequential()
     for name, module in modules:
         net.add_module(name, module)
@@ -46,6 +52,7 @@ def _chain(*modules: tuple[str, nn.Module]) -> nn.Sequential:
 
 
 def small_cnn() -> nn.Sequential:
+    """Two convolutions with batch norm for images of 8×8 pixels, three classes, 119 parameters."""
     return _chain(
         ("conv1", blank(nn.Conv2d, 1, 2, 3)),
         ("norm1", blank(nn.BatchNorm2d, 2)),
@@ -60,6 +67,7 @@ def small_cnn() -> nn.Sequential:
 
 
 def digits_cnn() -> nn.Sequential:
+    """Two padded convolutions with batch norm for all ten digits."""
     return _chain(
         ("conv1", blank(nn.Conv2d, 1, 10, 3, padding=1)),
         ("norm1", blank(nn.BatchNorm2d, 10)),
@@ -79,7 +87,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.inner, self.act, self.outer = linear(width, width), activation(), linear(width, width)
+        self.inner = linear(width, width)
+        self.act = activation()
+        self.outer = linear(width, width)
 
     def forward(self, x: Float[Tensor, "samples width"]) -> Float[Tensor, "samples width"]:
         out: Tensor = x + self.outer(self.act(self.inner(x)))
@@ -89,6 +99,7 @@ class ResidualBlock(nn.Module):
 def residual_network(
     num_in: int, width: int, num_out: int, activation: Callable[[], nn.Module]
 ) -> nn.Sequential:
+    """A stem, two residual blocks and a head, all linear."""
     return _chain(
         ("stem", linear(num_in, width)),
         ("block1", ResidualBlock(width, activation)),
@@ -98,14 +109,19 @@ def residual_network(
 
 
 class Recurrent(nn.Module):
-    """h_t = φ(A x_t + b + W h_{t−1}), outputs C h_T + c: one use of W for every step but the first."""
+    """h_t = φ(A x_t + b + W h_{t−1}), outputs C h_T + c.
+
+    W is used once for every step but the first.
+    """
 
     def __init__(
         self, num_in: int, width: int, num_out: int, activation: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
-        self.input, self.recurrent = linear(num_in, width), linear(width, width, bias=False)
-        self.act, self.head = activation(), linear(width, num_out)
+        self.input = linear(num_in, width)
+        self.recurrent = linear(width, width, bias=False)
+        self.act = activation()
+        self.head = linear(width, num_out)
 
     def forward(
         self, rows: Float[Tensor, "samples steps num_in"]
@@ -119,7 +135,7 @@ class Recurrent(nn.Module):
 
 
 class Transposed(nn.Module):
-    """x ↦ Wᵀx + b with the weight of another layer, shared as the one `nn.Parameter` that it is."""
+    """x ↦ Wᵀx + b with the weight of another layer, which both hold as one `nn.Parameter`."""
 
     def __init__(self, weight: Float[Tensor, "code width"]) -> None:
         super().__init__()
@@ -135,7 +151,8 @@ class TiedAutoencoder(nn.Module):
 
     def __init__(self, width: int, code: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()
-        self.up, self.act = linear(width, code), activation()
+        self.up = linear(width, code)
+        self.act = activation()
         self.down = Transposed(self.up.weight)
 
     def forward(self, x: Float[Tensor, "samples width"]) -> Float[Tensor, "samples width"]:
@@ -144,7 +161,10 @@ class TiedAutoencoder(nn.Module):
 
 
 class Attention(nn.Module):
-    """A transformer block of one head over eight row tokens, mean over tokens, linear head; positions are fixed."""
+    """A transformer block of one head over eight row tokens, their mean, and a linear head.
+
+    Positions are fixed.
+    """
 
     positions: Tensor
 
@@ -161,19 +181,20 @@ class Attention(nn.Module):
         self.embed = linear(8, width)
         self.register_buffer("positions", _positions(8, width))
         self.norm1: nn.Module = blank(nn.LayerNorm, width) if norm else nn.Identity()
-        self.query, self.key = linear(width, width, bias=False), linear(width, width, bias=False)
-        self.value, self.output = linear(width, width, bias=False), linear(width, width, bias=False)
+        self.query = linear(width, width, bias=False)
+        self.key = linear(width, width, bias=False)
+        self.value = linear(width, width, bias=False)
+        self.output = linear(width, width, bias=False)
         self.norm2: nn.Module = blank(nn.LayerNorm, width) if norm else nn.Identity()
-        self.expand, self.act, self.contract = (
-            linear(width, hidden),
-            activation(),
-            linear(hidden, width),
-        )
+        self.expand = linear(width, hidden)
+        self.act = activation()
+        self.contract = linear(hidden, width)
         self.head = linear(width, num_out)
 
     def attend(
         self, x: Float[Tensor, "samples tokens width"]
     ) -> Float[Tensor, "samples tokens width"]:
+        """softmax(QKᵀ/√d) V, mapped to the width of the block."""
         scores = self.query(x) @ self.key(x).mT / math.sqrt(x.shape[-1])
         out: Tensor = self.output(scores.softmax(-1) @ self.value(x))
         return out

@@ -36,7 +36,13 @@ class QuadraticForms(nn.Module):
 
 
 def mean_output(outputs: Float[Tensor, " samples"], targets: Tensor) -> Float[Tensor, ""]:
-    """The mean of the outputs, whatever the targets."""
+    """The mean of the outputs, whatever the targets.
+
+    Examples
+    --------
+    >>> float(mean_output(torch.tensor([1.0, 3.0]), torch.zeros(2)))
+    2.0
+    """
     return outputs.mean()
 
 
@@ -48,16 +54,45 @@ def prescribed(
     theta: Float[Tensor, " params"] | None = None,
     batch_sizes: Sequence[int] | None = None,
 ) -> Problem:
-    """A problem whose sample n has the Hessian `hessians[n]`, in blocks of the given sizes, at any θ.
+    """A problem whose sample n has the Hessian `hessians[n]` at any θ.
 
-    Blocks are named by the mapping's keys, or block0, block1, ...; θ is standard normal unless given. The loss is
-    linear in the outputs, so all of the curvature is residual: G = 0.
+    The loss is linear in the outputs, so all of the curvature is residual: G = 0.
+
+    Parameters
+    ----------
+    hessians
+        N symmetric matrices.
+    sizes
+        Parameters of every block. Blocks are named by the mapping's keys, or block0, block1, ...
+    generator
+        Draws θ.
+    theta
+        Where the problem is; standard normal by default.
+    batch_sizes
+        As in `zoo.batches`.
+
+    Returns
+    -------
+    Problem
+        The mean of ½ θᵀ H_n θ over n, whose Hessian is the mean of the matrices.
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit, or a matrix is not symmetric.
+
+    Examples
+    --------
+    >>> from hesstheory import hessian
+    >>> H = torch.diag(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
+    >>> problem = prescribed(H[None], {"a": 2, "b": 1}, torch.Generator().manual_seed(0))
+    >>> hessian(problem).block("a", "a").diagonal().tolist()
+    [1.0, 2.0]
     """
-    named = (
-        dict(sizes)
-        if isinstance(sizes, Mapping)
-        else {f"block{i}": size for i, size in enumerate(sizes)}
-    )
+    if isinstance(sizes, Mapping):
+        named = dict(sizes)
+    else:
+        named = {f"block{i}": size for i, size in enumerate(sizes)}
     if theta is None:
         theta = torch.randn(sum(named.values()), generator=generator, dtype=torch.float64).to(
             hessians
@@ -69,6 +104,7 @@ def prescribed(
 
 
 def _check_prescription(hessians: Tensor, sizes: Mapping[str, int], theta: Tensor) -> None:
+    """Refuses what is no Hessian, or not cut into blocks."""
     if hessians.ndim != 3 or hessians.shape[1] != hessians.shape[2] or not len(hessians):
         raise ValueError(
             f"hessians has shape {tuple(hessians.shape)}: pass N×P×P, one matrix per sample"
@@ -81,5 +117,6 @@ def _check_prescription(hessians: Tensor, sizes: Mapping[str, int], theta: Tenso
         )
     if theta.shape != hessians.shape[2:]:
         raise ValueError(
-            f"theta has shape {tuple(theta.shape)}: pass one entry for each of {hessians.shape[1]} parameters"
+            f"theta has shape {tuple(theta.shape)}: pass one entry for each of "
+            f"{hessians.shape[1]} parameters"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesstheory.zoo.data import Data, digit_images, digit_rows, digits, digits_to_reconstruct
+from hesstheory.zoo.full_scale import FULL_SCALE
 from hesstheory.zoo.networks import (
     Attention,
     Recurrent,
@@ -26,11 +27,35 @@ from hesstheory.zoo.networks import (
 class Network:
     """A network, its data and its loss, with what theory says about its weights.
 
-    `piecewise_linear`: the outputs are piecewise linear in each single scalar weight, so diag H = diag G (claim G1).
-    `tied`: canonical names of tensors that enter the forward pass more than once; `series`: those of them that meet
-    themselves along one path, so that outputs are polynomial in them. A shared convolution kernel is one use.
-    `train_mode`: the model is left in train mode, where its risk is no mean over samples (claim T16).
-    `gain`: initial weights are N(0, gain²/fan-in).
+    Parameters
+    ----------
+    name
+        In the registry.
+    build
+        Makes the network with uninitialised parameters.
+    data
+        Its data; options are `num_samples` and `dtype`.
+    loss
+        `loss(outputs, targets)`, the mean over samples.
+    piecewise_linear
+        The outputs are piecewise linear in each single scalar weight, so diag H = diag G (claim
+        G1).
+    tied
+        Canonical names of tensors that enter the forward pass more than once. A shared convolution
+        kernel is one use.
+    series
+        Those of them that meet themselves along one path, so that outputs are polynomial in them.
+    train_mode
+        The model is left in train mode, where its risk is no mean over samples (claim T16).
+    gain
+        Initial weights are N(0, gain²/fan-in).
+    learning_rate
+        Of its training.
+
+    Examples
+    --------
+    >>> network("relu_rnn").series
+    ('recurrent.weight',)
     """
 
     name: str
@@ -46,22 +71,24 @@ class Network:
 
 
 def _registry(*networks: Network) -> Mapping[str, Network]:
+    """Networks by name."""
     return {network.name: network for network in networks}
 
 
 # Two plain ReLU units would both be dead for one draw in twenty.
 _leaky_relu = partial(nn.LeakyReLU, 0.1)
 
+# Data by the number of features and of classes: few, so that Hessians stay small.
 _plane = partial(digits, 2, 2)
-
 _plane3 = partial(digits, 2, 3)
-
-_four, _six = partial(digits, 4, 3), partial(digits, 6, 3)
-
-_images, _rows = partial(digit_images, 3), partial(digit_rows, 3)
+_four = partial(digits, 4, 3)
+_six = partial(digits, 6, 3)
+_images = partial(digit_images, 3)
+_rows = partial(digit_rows, 3)
 
 _rnn_ties = ("input.weight", "input.bias", "recurrent.weight")
 
+# Hessians of these are dense matrices of at most 123 rows.
 SMALL = _registry(
     Network("tiny_mlp", partial(mlp, 2, 2, 2, activation=nn.Tanh), _plane),
     Network(
@@ -107,6 +134,7 @@ SMALL = _registry(
     Network("plain_attention", partial(Attention, 3, 4, 3, nn.ReLU, norm=False), _rows),
 )
 
+# On all ten digits, with thousands of parameters.
 MEDIUM = _registry(
     Network("digits_mlp", partial(mlp, 64, 32, 32, 10, activation=nn.Tanh), digits),
     Network(
@@ -119,6 +147,7 @@ MEDIUM = _registry(
     Network("wide_mlp", partial(mlp, 64, 69, 69, 10, activation=nn.Tanh), digits),
 )
 
+# Measured in train mode, in which samples or draws meet.
 TRAIN_MODE = _registry(
     Network(
         "batchnorm_train",
@@ -136,8 +165,39 @@ TRAIN_MODE = _registry(
 
 
 def network(name: str) -> Network:
-    """The network of that name; raises KeyError with the known names."""
+    """The small or medium network of that name, with its data, loss and ties.
+
+    Parameters
+    ----------
+    name
+        A key of `SMALL`, `MEDIUM` or `TRAIN_MODE`.
+
+    Returns
+    -------
+    Network
+        Its entry; `build()` makes the model.
+
+    Raises
+    ------
+    KeyError
+        If there is none; the message holds the known names.
+
+    See Also
+    --------
+    hesstheory.zoo.full_scale_problem : ResNet-18, ResNet-34 and VGG-11.
+
+    Examples
+    --------
+    >>> network("tanh_mlp").piecewise_linear
+    False
+    >>> network("resnet18")
+    Traceback (most recent call last):
+        ...
+    KeyError: "'resnet18' is a full-scale network: zoo.full_scale_problem builds it"
+    """
     known = {**SMALL, **MEDIUM, **TRAIN_MODE}
+    if name in FULL_SCALE:
+        raise KeyError(f"{name!r} is a full-scale network: zoo.full_scale_problem builds it")
     if name not in known:
         raise KeyError(f"no network {name!r}; the networks are {', '.join(known)}")
     return known[name]

@@ -15,9 +15,24 @@ from hesstheory.zoo.problems import cut_into_batches
 
 @dataclass(frozen=True)
 class TiedPair:
-    """One weight used by two modules and what independent probes for the two get wrong.
+    """One weight used by two modules, and what independent probes for the two get wrong.
 
-    `trace` is tr H_w; the estimate with independent probes is off by `bias` = −2 tr U_12 (claim T7).
+    Parameters
+    ----------
+    name
+        Of the pair.
+    problem
+        The risk.
+    trace
+        tr H_w of the tied weight.
+    bias
+        −2 tr U_12: the estimate with independent probes is off by so much (claim T7).
+
+    Examples
+    --------
+    >>> pair, _ = tied_pairs(1, torch.Generator().manual_seed(0))
+    >>> pair.name, pair.bias > 0
+    ('parallel', True)
     """
 
     name: str
@@ -43,7 +58,8 @@ class TwoUses(nn.Module):
         super().__init__()
         self.series = series
         num_out, num_in = weight.shape
-        self.first, self.second = (linear(num_in, num_out, bias=False) for _ in range(2))
+        self.first = linear(num_in, num_out, bias=False)
+        self.second = linear(num_in, num_out, bias=False)
         self.first.weight = self.second.weight = nn.Parameter(weight.clone())
         self.other = None if beside is None else linear(num_in, num_out, bias=False)
         if self.other is not None:
@@ -58,26 +74,54 @@ class TwoUses(nn.Module):
 
 
 def tied_pairs(sign: int, generator: torch.Generator) -> tuple[TiedPair, TiedPair]:
-    """A parallel and a series tie whose bias has the given sign (+1, −1 or 0), each with d = 2 and loss ½‖f − y‖².
+    """A parallel and a series tie whose bias has the given sign, each with d = 2.
 
-    Parallel, f = W x₁ + W x₂: tr U_rs = d·mean x_r·x_s, so tr H = d·mean ‖x₁ + x₂‖² and bias = −2d·mean x₁·x₂,
-    set by x₂ = −½·sign·x₁ + x₁ turned by a right angle.
-    Series, f = W W x: tr U_12 = mean(tr(W) xᵀWx + rᵀx) and tr U_11 + tr U_22 = mean(‖W‖²‖x‖² + d‖Wx‖²), with the
-    residual r = f − y. Targets y = WWx − c x give r = c x; c sets the bias to `sign` itself.
+    The loss is ½‖f − y‖².
+
+    Parallel, f = W x₁ + W x₂: tr U_rs = d·mean x_r·x_s. So tr H = d·mean ‖x₁ + x₂‖² and
+    bias = −2d·mean x₁·x₂, set by x₂ = −½·sign·x₁ + x₁ turned by a right angle.
+
+    Series, f = W W x: tr U_12 = mean(tr(W) xᵀWx + rᵀx) and tr U_11 + tr U_22 = mean(‖W‖²‖x‖² +
+    d‖Wx‖²), with the residual r = f − y. Targets y = WWx − c x give r = c x; c sets the bias to
+    `sign` itself.
+
+    Parameters
+    ----------
+    sign
+        Of the bias: +1, −1 or 0.
+    generator
+        Draws W and x.
+
+    Returns
+    -------
+    tuple of TiedPair
+        The parallel pair and the series pair.
+
+    Raises
+    ------
+    ValueError
+        If `sign` is another number.
+
+    Examples
+    --------
+    >>> parallel, series = tied_pairs(-1, torch.Generator().manual_seed(0))
+    >>> series.bias
+    -1.0
     """
     _check_sign(sign)
-    W, x = (
-        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 2), (33, 2))
-    )
+    W = torch.randn((2, 2), generator=generator, dtype=torch.float64)
+    x = torch.randn((33, 2), generator=generator, dtype=torch.float64)
     return _parallel_pair(sign, W, x), _series_pair(sign, W, x)
 
 
 def _check_sign(sign: int) -> None:
+    """Refuses what is no sign."""
     if sign not in (-1, 0, 1):
         raise ValueError(f"sign is {sign}: pass -1, 0 or 1")
 
 
 def _parallel_pair(sign: int, W: Float[Tensor, "2 2"], x: Float[Tensor, "samples 2"]) -> TiedPair:
+    """f = W x₁ + W x₂."""
     turned = torch.stack([-x[:, 1], x[:, 0]], 1)
     other = turned - 0.5 * sign * x
     # The targets do not reach the Hessian of a linear model.
@@ -93,8 +137,10 @@ def _parallel_pair(sign: int, W: Float[Tensor, "2 2"], x: Float[Tensor, "samples
 
 
 def _series_pair(sign: int, W: Float[Tensor, "2 2"], x: Float[Tensor, "samples 2"]) -> TiedPair:
+    """f = W W x."""
     once = x @ W.T
-    mean_square, mean_form = x.square().sum(1).mean(), W.trace() * (x * once).sum(1).mean()
+    mean_square = x.square().sum(1).mean()
+    mean_form = W.trace() * (x * once).sum(1).mean()
     c = (-sign / 2 - mean_form) / mean_square
     own = W.square().sum() * mean_square + 2 * once.square().sum(1).mean()
     risk = Problem(
@@ -104,23 +150,46 @@ def _series_pair(sign: int, W: Float[Tensor, "2 2"], x: Float[Tensor, "samples 2
 
 
 def linear_autoencoder(sign: int, generator: torch.Generator) -> TiedPair:
-    """A tied autoencoder x ↦ WᵀW x whose bias has the given sign (+1, −1 or 0), reconstructing its inputs.
+    """A tied autoencoder x ↦ WᵀW x whose bias has the given sign, reconstructing its inputs.
 
-    W = c Q with k orthonormal rows; s = mean ‖Qx‖², t = mean ‖x‖². tr U_12 = (k+1) c² s − k t, for the residual
-    r = c²QᵀQx − x enters k times, and tr U_11 + tr U_22 = c² (k t + d s). Hence the bias 2 (k t − (k+1) c² s): a small
-    W is over-estimated, a large one under-estimated, and c² = k t/((k+1) s) is the boundary.
+    W = c Q with k orthonormal rows; s = mean ‖Qx‖², t = mean ‖x‖². tr U_12 = (k+1) c² s − k t, for
+    the residual r = c²QᵀQx − x enters k times, and tr U_11 + tr U_22 = c² (k t + d s). Hence the
+    bias 2 (k t − (k+1) c² s): a small W is over-estimated, a large one under-estimated, and
+    c² = k t/((k+1) s) is the boundary.
+
+    Parameters
+    ----------
+    sign
+        Of the bias: +1, −1 or 0.
+    generator
+        Draws Q and x.
+
+    Returns
+    -------
+    TiedPair
+        The problem, with its trace and bias.
+
+    Raises
+    ------
+    ValueError
+        If `sign` is another number.
+
+    Examples
+    --------
+    >>> pair = linear_autoencoder(0, torch.Generator().manual_seed(0))
+    >>> pair.bias
+    0.0
     """
     _check_sign(sign)
-    d, k = 3, 2
+    d = 3
+    k = 2
     model = TiedAutoencoder(d, k, nn.Identity).double()
     x = torch.randn(33, d, generator=generator, dtype=torch.float64)
     Q = torch.linalg.qr(torch.randn(d, k, generator=generator, dtype=torch.float64))[0].mT
-    s, t = (float(v.square().sum(1).mean()) for v in (x @ Q.mT, x))
+    s = float((x @ Q.mT).square().sum(1).mean())
+    t = float(x.square().sum(1).mean())
     c2 = (1 - sign / 2) * k * t / ((k + 1) * s)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.zero_()
-        model.up.weight.copy_(c2**0.5 * Q)
+    _zero_but_for(model, "up.weight", c2**0.5 * Q)
     bias = sign * k * t
     return TiedPair(
         "linear autoencoder",
@@ -130,8 +199,22 @@ def linear_autoencoder(sign: int, generator: torch.Generator) -> TiedPair:
     )
 
 
+def _zero_but_for(model: nn.Module, name: str, weight: Tensor) -> None:
+    """Sets one parameter, and all others to zero."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+        model.get_parameter(name).copy_(weight)
+
+
 def half_squared_error(
     outputs: Float[Tensor, "samples d"], targets: Float[Tensor, "samples d"]
 ) -> Float[Tensor, ""]:
-    """½ ‖f − y‖², mean over samples: its Hessian in the outputs is the identity."""
+    """½ ‖f − y‖², mean over samples: its Hessian in the outputs is the identity.
+
+    Examples
+    --------
+    >>> float(half_squared_error(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2)))
+    12.5
+    """
     return 0.5 * (outputs - targets).square().sum(1).mean()

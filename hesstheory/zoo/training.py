@@ -1,4 +1,4 @@
-"""The one training loop. Who calls it brings batches, optimiser, schedule and what follows a step."""
+"""The one training loop. Its callers bring batches, optimiser, schedule and progress."""
 
 from __future__ import annotations
 

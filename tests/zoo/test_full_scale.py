@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hesstheory import NotPiecewiseLinear, exact_traces, ggn, hessian, zoo
-from hesstheory.zoo import data as zoo_data
+from hesstheory.zoo import cifar, data
 
 NUM_PARAMS = {
     ("resnet18", 10): 11_173_962,
@@ -337,7 +337,7 @@ def test_enlarged_digits_are_the_digits():
     """Means over 4×4 pixels blur with known weights: bilinear interpolation leaves constant images as they are."""
     inputs, _ = zoo.images("digits", num_samples=50, dtype=torch.float64)
     small = F.avg_pool2d(inputs[:, :1], 4).flatten(1)
-    plain = zoo_data._load_digits(10)[0][:50]
+    plain = data.stored_digits(10)[0][:50]
     for large, digit in zip(small.numpy(), plain, strict=True):
         assert np.corrcoef(large, digit)[0, 1] > 0.95
 
@@ -424,7 +424,7 @@ def pack(root, known, contents):
 @pytest.fixture(params=["cifar10", "cifar100"])
 def small_cifar(request, monkeypatch, tmp_path):
     """A data set of the published layout and names with 20 training and 10 test images: (source, known, contents)."""
-    known = replace(zoo_data._CIFAR[request.param], num_images=(20, 10))
+    known = replace(cifar.CIFAR[request.param], num_images=(20, 10))
     share = 20 // len(known.train_sha1)
     sizes = dict.fromkeys(known.train_sha1, share) | dict.fromkeys(known.test_sha1, 10)
     contents = {name: records(known, size, seed) for seed, (name, size) in enumerate(sizes.items())}
@@ -439,7 +439,7 @@ def small_cifar(request, monkeypatch, tmp_path):
         archive_md5=hashlib.md5((tmp_path / "packed" / known.archive).read_bytes()).hexdigest(),
     )
     write(tmp_path / "folder", known, contents)
-    monkeypatch.setitem(zoo_data._CIFAR, request.param, known)
+    monkeypatch.setitem(cifar.CIFAR, request.param, known)
     return request.param, known, contents
 
 
@@ -465,7 +465,7 @@ def test_the_published_files_where_they_are_at_hand(source, train):
         inputs, targets = zoo.images(source, train=train)
     except FileNotFoundError as error:
         pytest.skip(str(error).partition(":")[0])
-    num_classes = zoo_data._CIFAR[source].num_classes
+    num_classes = cifar.CIFAR[source].num_classes
     assert inputs.shape == (50_000 if train else 10_000, 3, 32, 32)
     assert targets.bincount().tolist() == [len(targets) // num_classes] * num_classes
     # The constants have four digits; the test images are another sample of the same law.
@@ -565,7 +565,7 @@ def test_labels_out_of_range_are_named(small_cifar, tmp_path, monkeypatch):
     content[3, known.num_labels - 1] = known.num_classes
     (tmp_path / "folder" / known.folder / name).write_bytes(content.tobytes())
     sha1 = {name: hashlib.sha1(content.tobytes()).hexdigest()}
-    monkeypatch.setitem(zoo_data._CIFAR, source, replace(known, test_sha1=sha1))
+    monkeypatch.setitem(cifar.CIFAR, source, replace(known, test_sha1=sha1))
     with pytest.raises(
         ValueError, match=f"label {known.num_classes}, expected 0 to {known.num_classes - 1}"
     ):
@@ -578,7 +578,7 @@ def test_labels_out_of_range_are_named(small_cifar, tmp_path, monkeypatch):
 def test_files_of_the_published_size_but_not_of_the_published_content_are_refused(
     source, name, tmp_path
 ):
-    known = zoo_data._CIFAR[source]
+    known = cifar.CIFAR[source]
     size = {"cifar10": 30_730_000, "cifar100": 30_740_000}[source]
     folder = tmp_path / known.folder
     folder.mkdir()
@@ -590,7 +590,7 @@ def test_files_of_the_published_size_but_not_of_the_published_content_are_refuse
 
 @pytest.mark.parametrize("source", ["cifar10", "cifar100"])
 def test_missing_data_are_asked_for(source, tmp_path):
-    known = zoo_data._CIFAR[source]
+    known = cifar.CIFAR[source]
     (tmp_path / "cifar-10-batches-py").mkdir()
     with pytest.raises(FileNotFoundError) as caught:
         zoo.images(source, root=tmp_path)
