@@ -19,19 +19,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from hesstheory.harness.stages.exact import exact
+from hesstheory.harness.stages.exact import exact, traces_of_samples
 from hesstheory.harness.subject import Settings, built
+from hesstheory.problem.risk import Problem
 from hesstheory.run.precision import full_precision
 from hesstheory.run.ranks import ranks
 from hesstheory.studies.campaign import Campaign
 from hesstheory.studies.records import (
     FINGERPRINT,
-    TRACE_ROUNDINGS,
     Record,
     SpotCheck,
     read_record,
 )
+from hesstheory.studies.rounding import rounding_of_traces
 from hesstheory.studies.study import Call, Parser, Study, call_study, seconds_or_inf
 
 _DIGITS = {
@@ -175,26 +177,30 @@ def spot_check(record: Record) -> SpotCheck:
     threads = torch.get_num_threads()
     torch.set_num_threads(record["threads"])
     try:
-        found = _exact_traces(settings)
+        found, rounding = _exact_traces(settings)
     finally:
         torch.set_num_threads(threads)
     recorded = {layer: row["exact"] for layer, row in record["layers"].items()}
-    epsilon = torch.finfo(getattr(torch, settings.dtype)).eps
     after = f"after {settings.steps} steps" if settings.steps else "of the untrained network"
     return SpotCheck.of_numbers(
         f"exact traces of {len(recorded)} layers {after}",
         [found[layer] for layer in recorded],
         list(recorded.values()),
-        TRACE_ROUNDINGS * epsilon,
+        rounding,
     )
 
 
-def _exact_traces(settings: Settings) -> Mapping[str, float]:
-    """As the harness computes them."""
+def _exact_traces(settings: Settings) -> tuple[Mapping[str, float], float]:
+    """As the harness computes them, and how far rounding reaches in them."""
     device = torch.device(settings.device)
     with ranks(device) as us, full_precision(), tempfile.TemporaryDirectory() as folder:
         subject = built(settings, device, us, Path(folder), print)
-        return exact(subject, {}).layers["exact"]
+
+        def traces(problem: Problem) -> Tensor:
+            return traces_of_samples(subject, problem).mean(0)
+
+        found = exact(subject, {}).layers["exact"]
+        return found, rounding_of_traces(subject.problem, traces)
 
 
 STUDY = Study(

@@ -33,6 +33,7 @@ import pandas as pd
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from hesstheory import zoo
 from hesstheory.bench.cost import gradient
@@ -42,7 +43,8 @@ from hesstheory.run.clock import best_of, cpu_seconds_of, cpu_timed
 from hesstheory.studies.probe_errors import layers, summary
 from hesstheory.studies.probe_rankings import rankings, without_norms
 from hesstheory.studies.probe_samples import KINDS, Sampled, Setting, network, sampled
-from hesstheory.studies.records import TRACE_ROUNDINGS, Record, SpotCheck
+from hesstheory.studies.records import Record, SpotCheck
+from hesstheory.studies.rounding import rounding_of_traces
 from hesstheory.studies.study import Call, Parser, Study, call_study
 
 # --- a state of the network -----------------------------------------------------------------------
@@ -129,8 +131,13 @@ def spot_check(record: Record) -> SpotCheck:
         f"risk and exact traces of {len(traces)} layers of the untrained network",
         [risks["risk before"], *(traces[row["layer"]] for row in state["layers"])],
         [state["risk before"], *(row["trace"] for row in state["layers"])],
-        TRACE_ROUNDINGS * torch.finfo(torch.float32).eps,
+        rounding_of_traces(problem, _traces),
     )
+
+
+def _traces(problem: Problem) -> Tensor:
+    """Exact traces of all layers."""
+    return torch.tensor(exact_traces(problem).value.to_numpy())
 
 
 def _add_options(parser: Parser) -> None:

@@ -22,11 +22,6 @@ Record = dict[str, Any]
 FINGERPRINT = "fingerprint"
 RESTAMPED = "restamped"
 
-# Roundings of a trace of a full-scale network, in units of epsilon. A sum over 4608 = 512·9 terms
-# errs by √4608 of them where they are independent, and passes through 2·20 layers, forward and
-# backward.
-TRACE_ROUNDINGS = 4608**0.5 * 2 * 20
-
 
 class State(StrEnum):
     """What is known of a record without running anything."""
