@@ -22,13 +22,11 @@ from hesstheory.problem.risk import Problem
 from hesstheory.run.ranks import Ranks
 from hesstheory.run.streams import stream
 from hesstheory.zoo.data import Data
+from hesstheory.zoo.image_sets import IMAGE_SETS
 
 _T = TypeVar("_T")
 Say = Callable[[str], None]
 
-MODELS = ("resnet18", "resnet34", "vgg11")
-DATA = {"digits": 10, "cifar10": 10, "cifar100": 100}
-_IMAGES = {"digits": 1797, "cifar10": 50_000, "cifar100": 50_000}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -105,8 +103,8 @@ class Settings:
     def _check_choices(self) -> None:
         """Names that are known."""
         choices: dict[str, Iterable[str]] = {
-            "model": MODELS,
-            "data": DATA,
+            "model": zoo.FULL_SCALE,
+            "data": IMAGE_SETS,
             "dtype": DTYPES,
             "activation": ACTIVATIONS,
             "device": ("auto", "cpu", "cuda"),
@@ -124,14 +122,17 @@ class Settings:
                 raise ValueError(
                     f"{name} is {value!r}: pass a whole number from {least} to {_MOST:,}"
                 )
-        if self.batch > (images := _IMAGES[self.data]):
+        known = IMAGE_SETS[self.data]
+        if self.batch > known.num_images:
             raise ValueError(
-                f"batch is {self.batch}: {self.data} has {images} images, pass that many or fewer"
+                f"batch is {self.batch}: {self.data} has {known.num_images} images, pass that many "
+                "or fewer"
             )
-        if self.classes is not None and not DATA[self.data] <= self.classes <= _MOST_CLASSES:
+        least = known.num_classes
+        if self.classes is not None and not least <= self.classes <= _MOST_CLASSES:
             raise ValueError(
-                f"classes is {self.classes}: {self.data} has {DATA[self.data]}, pass that many or "
-                f"more, {_MOST_CLASSES:,} at most"
+                f"classes is {self.classes}: {self.data} has {least}, pass that many or more, "
+                f"{_MOST_CLASSES:,} at most"
             )
         if not 0 <= self.label_noise <= 1:
             raise ValueError(
@@ -141,7 +142,7 @@ class Settings:
     @property
     def num_classes(self) -> int:
         """Outputs of the network."""
-        return self.classes or DATA[self.data]
+        return self.classes or IMAGE_SETS[self.data].num_classes
 
     def differing(self, other: Mapping[str, object]) -> list[str]:
         """Names of the settings in which another run differs; device and folder are free."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int64
@@ -14,6 +16,20 @@ from torch.nn import functional as F
 from hesstheory.zoo.cifar import CIFAR, read_cifar
 from hesstheory.zoo.data import Data, stored_digits
 from hesstheory.zoo.pictures import SIDE, Pictures, read_folder
+
+
+class ImageSet(NamedTuple):
+    """How many classes and how many images to train on a data set has."""
+
+    num_classes: int
+    num_images: int
+
+
+# What `images` knows by name.
+IMAGE_SETS: Mapping[str, ImageSet] = {
+    "digits": ImageSet(10, 1797),
+    **{name: ImageSet(known.num_classes, known.num_images[0]) for name, known in CIFAR.items()},
+}
 
 
 def images(
@@ -118,8 +134,8 @@ def _pictures(source: str | Path, train: bool, root: str | Path | None) -> Pictu
     """All images of a data set or a folder, as they are stored."""
     if isinstance(source, str) and source in CIFAR:
         return read_cifar(source, train, _data_root(root))
-    if isinstance(source, str) and source != "digits":
-        known = ", ".join(map(repr, ["digits", *CIFAR]))
+    if isinstance(source, str) and source not in IMAGE_SETS:
+        known = ", ".join(map(repr, IMAGE_SETS))
         raise KeyError(
             f"no images {source!r}: pass {known}, or the pathlib.Path of a folder of class folders"
         )
