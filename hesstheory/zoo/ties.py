@@ -61,8 +61,9 @@ class TwoUses(nn.Module):
         self.first = linear(num_in, num_out, bias=False)
         self.second = linear(num_in, num_out, bias=False)
         self.first.weight = self.second.weight = nn.Parameter(weight.clone())
-        self.other = None if beside is None else linear(num_in, num_out, bias=False)
-        if self.other is not None:
+        self.other: nn.Linear | None = None
+        if beside is not None:
+            self.other = linear(num_in, num_out, bias=False)
             self.other.weight = nn.Parameter(beside.clone())
 
     def forward(self, x: Tensor) -> Float[Tensor, "samples out"]:
