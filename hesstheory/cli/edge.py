@@ -37,10 +37,12 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def misuse(message: str) -> NoReturn:
+    """Ends the command with exit code 2 and what a user can mend."""
     typer.echo(f"hesstheory: {message}", err=True)
     raise typer.Exit(2)
 
 
 def interrupted() -> NoReturn:
+    """Ends an interrupted command with the exit code of a shell: 128 + SIGINT."""
     typer.echo("hesstheory: interrupted, nothing was written", err=True)
     raise typer.Exit(130)

@@ -39,6 +39,11 @@ def study(
             misuse(f"study list takes no {context.args[0]}: name a study to give it options")
         _list_studies()
         return
+    raise typer.Exit(_called(name, context.args))
+
+
+def _called(name: str, arguments: list[str]) -> int:
+    """The exit code of a study."""
     from hesstheory.studies import registry
     from hesstheory.studies.study import call_study
 
@@ -47,11 +52,10 @@ def study(
     except KeyError as error:
         misuse(str(error.args[0]))
     try:
-        code = call_study(chosen, context.args)
+        return call_study(chosen, arguments)
     except KeyboardInterrupt:
         typer.echo("hesstheory: interrupted; called again, the study goes on", err=True)
         raise typer.Exit(130) from None
-    raise typer.Exit(code)
 
 
 def _list_studies() -> None:

@@ -37,19 +37,13 @@ Product = Callable[[Parameters, Parameters], object]
 def ways(problem: Problem) -> Mapping[str, Callable[[], object]]:
     """What is timed, by name."""
     last = _channels_last(problem)
-    compiled = torch.compile(problem.model)
-    (batch,) = problem.batches
-    tensors = list(problem.params.values())
     product = _product(problem)
     start = dict(problem.params)
     tangent = {name: torch.ones_like(p) for name, p in start.items()}
     compiled_product = torch.compile(product)
 
-    def compiled_gradient() -> None:
-        torch.autograd.grad(problem.loss_fn(compiled(batch[0]), batch[1]), tensors)
-
     return {
-        "gradient, compiled": compiled_gradient,
+        "gradient, compiled": _compiled_gradient(problem),
         "gradient, channels last": lambda: gradient(last),
         f"LayerwiseTrace({_PROBES})": lambda: LayerwiseTrace(_PROBES)(problem, stream(0)),
         f"LayerwiseTrace({_PROBES}), channels last": lambda: LayerwiseTrace(_PROBES)(
@@ -62,9 +56,18 @@ def ways(problem: Problem) -> Mapping[str, Callable[[], object]]:
     }
 
 
+def _compiled_gradient(problem: Problem) -> Callable[[], object]:
+    """The gradient by a compiled forward and backward pass."""
+    compiled = torch.compile(problem.model)
+    ((x, y),) = problem.batches
+    tensors = list(problem.params.values())
+    return lambda: torch.autograd.grad(problem.loss_fn(compiled(x), y), tensors)
+
+
 def _channels_last(problem: Problem) -> Problem:
     """The same problem with pixels outside and channels inside in memory."""
-    model = copy.deepcopy(problem.model).to(memory_format=torch.channels_last)
+    model = copy.deepcopy(problem.model)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = [(x.contiguous(memory_format=torch.channels_last), y) for x, y in problem.batches]
     return Problem(model, problem.loss_fn, batches)
 

@@ -57,10 +57,7 @@ def measured(setting: Setting, steps: int) -> Record:
     print(f"{steps} steps: {risks}\n{problem!r}", flush=True)
     once, exact = cpu_timed(partial(exact_traces, problem))
     unit = best_of(3, partial(cpu_seconds_of, partial(gradient, problem)))
-    found = {}
-    for kind, estimator in KINDS.items():
-        print(f" {estimator!r:.100}", flush=True)
-        found[kind] = sampled(problem, estimator, setting, setting.generator(steps, kind))
+    found = _sampled(problem, setting, steps)
     table = layers(problem, exact.value, found, setting)
     return {
         "steps": steps,
@@ -78,6 +75,15 @@ def measured(setting: Setting, steps: int) -> Record:
         ],
         "seconds": time.perf_counter() - start,
     }
+
+
+def _sampled(problem: Problem, setting: Setting, steps: int) -> dict[str, Sampled]:
+    """Samples of every kind of probe, each from a stream of its own."""
+    found = {}
+    for kind, estimator in KINDS.items():
+        print(f" {estimator!r:.100}", flush=True)
+        found[kind] = sampled(problem, estimator, setting, setting.generator(steps, kind))
+    return found
 
 
 def _ranked(

@@ -52,7 +52,7 @@ def errors_of(kind: str, samples: pd.DataFrame, traces: pd.Series[float]) -> pd.
 
 def probes_to(error: float, of_one: pd.Series[float]) -> pd.Series[float]:
     """Probes until the standard error is so small, from the error of one."""
-    return np.ceil((of_one / error) ** 2)
+    return pd.Series(np.ceil((of_one / error).to_numpy() ** 2), of_one.index)
 
 
 def crossover(own: pd.DataFrame, found: Mapping[str, Sampled], setting: Setting) -> pd.DataFrame:

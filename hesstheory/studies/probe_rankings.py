@@ -63,7 +63,7 @@ def rankings(
     blocks = list(problem.partition.blocks)
     traces = traces[blocks]
     samples = samples[blocks]
-    apart = list(torch.arange(K // few * few).split(few))
+    apart = list(torch.split(torch.arange(K // few * few), few))
     drawn = [torch.randperm(K, generator=generator)[:few] for _ in range(setting.redraws)]
     rows = [
         compared(problem, traces, samples.iloc[group.numpy()], generator)

@@ -140,6 +140,13 @@ def parser_of(study: Study) -> Parser:
         description=study.question,
         epilog=f"Writes {study.place(Path('OUT'))}.",
     )
+    _add_common_options(parser)
+    study.add_options(parser)
+    return parser
+
+
+def _add_common_options(parser: Parser) -> None:
+    """Where files go, and what to do with a record instead of a run."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -157,8 +164,6 @@ def parser_of(study: Study) -> Parser:
         action="store_true",
         help="compute a part of the record again and stamp it as current if that is reproduced",
     )
-    study.add_options(parser)
-    return parser
 
 
 def call_study(study: Study, arguments: Sequence[str] | None = None) -> int:
