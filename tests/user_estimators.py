@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 SOURCE = """
 import os
 import time
-from hesstheory import LayerwiseTrace
+from hesstheory import LayerwiseTrace, Rademacher, hessian
 
 def right(problem, *, num_probes, generator):
     return LayerwiseTrace(num_probes)(problem, generator).value.to_dict()
@@ -52,6 +52,14 @@ class Method:
 def surplus(problem, *, num_probes, generator, temperature):
     return right(problem, num_probes=num_probes, generator=generator)
 
+HELD = {}
+
+def held(problem):
+    # The dense Hessian, once: thousands of runs on a problem whose Hessian stays.
+    if id(problem) not in HELD:
+        HELD[id(problem)] = problem, hessian(problem).to_dense()
+    return HELD[id(problem)][1]
+
 class Declared:
     is_wrong = False
 
@@ -61,7 +69,10 @@ class Declared:
         return 2 * own + cross_squares
 
     def __call__(self, problem, *, num_probes, generator):
-        return LayerwiseTrace(num_probes)(problem, generator)
+        H = held(problem)
+        Z = Rademacher().sample(problem.num_params, num_probes, generator).to(H)
+        forms = (Z * (H @ Z)).mean(1)
+        return {block: float(forms[index].sum()) for block, index in problem.index.items()}
 
 class DeclaredWrongly(Declared):
     is_wrong = True
