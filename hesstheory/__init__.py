@@ -1,6 +1,7 @@
-"""hesstheory decides, with evidence, what is true about stochastic Hessian traces and whether their code is right.
+"""Decides, with evidence, what is true about stochastic Hessian traces, and whose code is right.
 
-The names in `__init__.pyi` are loaded on first use, so that `import hesstheory` costs no more than the import of torch.
+The names in `__init__.pyi` are loaded on first use. `import hesstheory` then costs no more than the
+import of torch.
 """
 
 import lazy_loader
