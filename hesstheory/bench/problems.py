@@ -15,7 +15,7 @@ from hesstheory import zoo
 from hesstheory.bench.ways import CONTROL, LOGITS, OF_PEERS, PRODUCTS
 from hesstheory.problem.risk import Problem
 from hesstheory.run.streams import stream
-from hesstheory.zoo.initial import draw_parameters
+from hesstheory.zoo.initial import blank, draw_parameters
 from hesstheory.zoo.training import descend
 
 
@@ -57,27 +57,26 @@ class Setting:
 
 
 def _mlp(activation: Callable[[], nn.Module], tiny: bool, train: bool) -> Problem:
+    """Three linear layers on images of 784 pixels."""
     width = 8 if tiny else 256
-    with torch.device(
-        "meta"
-    ):  # the layers' own initialisation would draw from the global random stream
-        layers = [
-            nn.Linear(784, width),
-            activation(),
-            nn.Linear(width, width),
-            activation(),
-            nn.Linear(width, 10),
-        ]
-        model = nn.Sequential(nn.Flatten(), *layers)
+    model = nn.Sequential(
+        nn.Flatten(),
+        blank(nn.Linear, 784, width),
+        activation(),
+        blank(nn.Linear, width, width),
+        activation(),
+        blank(nn.Linear, width, 10),
+    )
     return _on_digits(model, 16 if tiny else 128, (60 if tiny else 15) * train)
 
 
 def _cnn(tiny: bool, train: bool) -> Problem:
+    """Two convolutions with pooling and a linear layer."""
     width = 2 if tiny else 16
-    with torch.device("meta"):
-        first = [nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        second = [nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(2 * width * 49, 10))
+    first = [blank(nn.Conv2d, 1, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [blank(nn.Conv2d, width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    head = blank(nn.Linear, 2 * width * 49, 10)
+    model = nn.Sequential(*first, *second, nn.Flatten(), head)
     return _on_digits(model, 16 if tiny else 128, (60 if tiny else 15) * train)
 
 
@@ -85,9 +84,7 @@ def _on_digits(model: nn.Module, num_samples: int, steps: int) -> Problem:
     """Digits of 28×28 pixels, He's weights, full-batch gradient descent with momentum 0.9."""
     inputs, targets = zoo.images("digits", num_samples=num_samples)
     inputs = inputs[:, :1, 2:30, 2:30].contiguous()
-    draw_parameters(
-        model.float().to_empty(device="cpu"), stream(0, "bench"), gain=math.sqrt(2), spread=0.0
-    )
+    draw_parameters(model.float(), stream(0, "bench"), gain=math.sqrt(2), spread=0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     descend(model, F.cross_entropy, lambda step: (inputs, targets), optimizer, range(steps))
     return Problem(model.eval(), F.cross_entropy, [(inputs, targets)])

@@ -47,7 +47,8 @@ def descend(
 
     Examples
     --------
-    >>> line = torch.nn.utils.skip_init(nn.Linear, 1, 1, bias=False, dtype=torch.float64)
+    >>> from hesstheory.zoo.initial import blank
+    >>> line = blank(nn.Linear, 1, 1, bias=False, dtype=torch.float64)
     >>> _ = torch.nn.init.zeros_(line.weight)
     >>> x = torch.ones(4, 1, dtype=torch.float64)
     >>> optimizer = torch.optim.SGD(line.parameters(), lr=0.25)

@@ -11,7 +11,6 @@ import sympy
 import torch
 from scipy import integrate, special, stats
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from hesstheory import theory, zoo
 from hesstheory.claims.context import Case, Context
@@ -24,6 +23,7 @@ from hesstheory.evidence.exact import exact
 from hesstheory.evidence.symbolic import symbolic
 from hesstheory.problem.risk import Problem
 from hesstheory.run.streams import stream
+from hesstheory.zoo.initial import blank
 from hesstheory_validation.magnitudes import EPS, absolute_rows, roundings
 from hesstheory_validation.signs import wrong
 from hesstheory_validation.subjects import Formula, MatrixOf
@@ -40,7 +40,7 @@ class Squared(nn.Module):
 def _bent_line() -> Problem:
     """f = w₂ (w₁ x)² at w = (0, 1) with x = y = 1 and loss ½(f − y)²: ∂²R/∂w₁² = (f − y)·2w₂ =
     −2."""
-    model = nn.Sequential(*(skip_init(nn.Linear, 1, 1, bias=False) for _ in range(2))).double()
+    model = nn.Sequential(*(blank(nn.Linear, 1, 1, bias=False) for _ in range(2))).double()
     model.insert(1, Squared())
     nn.init.zeros_(model[0].weight)
     nn.init.ones_(model[2].weight)

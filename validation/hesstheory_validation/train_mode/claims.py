@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 from hesstheory import mutants, theory, zoo
 from hesstheory.claims.context import Context
@@ -24,6 +23,7 @@ from hesstheory.evidence.checks import Check, holds
 from hesstheory.evidence.exact import exact
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
+from hesstheory.zoo.initial import blank
 from hesstheory_validation.magnitudes import EPS
 from hesstheory_validation.subjects import EstimatorClass, MatrixOf
 from hesstheory_validation.train_mode import wrong
@@ -36,10 +36,10 @@ SIZES = (2, 3)  # a mini-batch of one sample has no batch norm
 def _tiny(middle: nn.Module, generator: torch.Generator, num_samples: int) -> Problem:
     """2-2-2 network with a module before its tanh, left in train mode."""
     model = nn.Sequential()
-    model.add_module("layer1", skip_init(nn.Linear, 2, 2))
+    model.add_module("layer1", blank(nn.Linear, 2, 2))
     model.add_module("middle", middle)
     model.add_module("act", nn.Tanh())
-    model.add_module("layer2", skip_init(nn.Linear, 2, 2))
+    model.add_module("layer2", blank(nn.Linear, 2, 2))
     data = zoo.digits(2, 2, num_samples)
     zoo.initialise(model.double(), data.inputs, generator)
     return Problem(model.train(), F.cross_entropy, [tuple(data)], allow_train_mode=True)
@@ -48,7 +48,7 @@ def _tiny(middle: nn.Module, generator: torch.Generator, num_samples: int) -> Pr
 def batch_norm_problems(context: Context, num_samples: int) -> dict[str, Problem]:
     """Networks with batch norm in train mode, all samples in one batch."""
     generator = context.generator("batch norm")
-    found = {"tiny_batchnorm": _tiny(skip_init(nn.BatchNorm1d, 2), generator, num_samples)}
+    found = {"tiny_batchnorm": _tiny(blank(nn.BatchNorm1d, 2), generator, num_samples)}
     if context.profile != "smoke":
         found["batchnorm_train"] = zoo.problem(
             "batchnorm_train", generator, batch_sizes=[num_samples]
@@ -93,7 +93,7 @@ def _normalised_line() -> Problem:
     """f(x) = w x̂ with x̂ = (x − μ_B)/√(s_B² + 1) and loss ½(f − y)²: H_B = s_B²/(s_B² + 1) for x =
     0, 2, 4."""
     model = nn.Sequential(
-        nn.BatchNorm1d(1, eps=1.0, affine=False), skip_init(nn.Linear, 1, 1, bias=False)
+        nn.BatchNorm1d(1, eps=1.0, affine=False), blank(nn.Linear, 1, 1, bias=False)
     ).double()
     nn.init.ones_(model[1].weight)
     x = torch.tensor([[0.0], [2.0], [4.0]], dtype=torch.float64)
