@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hesstheory.problem.risk import Problem
 from hesstheory.zoo.data import Data
-from hesstheory.zoo.initial import draw_parameters, set_running_statistics
+from hesstheory.zoo.initial import blank, draw_parameters, set_running_statistics
 
 Activation = Callable[[], nn.Module]
 
@@ -239,10 +239,7 @@ class Architecture:
         if min(num_classes, width, in_channels) < 1:
             sizes = f"num_classes is {num_classes}, width {width}, in_channels {in_channels}"
             raise ValueError(f"{sizes}: pass one or more of each")
-        # The layers' own initialisation would draw from the global random stream.
-        with torch.device("meta"):
-            model = self.build(num_classes, activation, width, in_channels).to(dtype)
-        model.to_empty(device="cpu")
+        model = blank(self.build, num_classes, activation, width, in_channels).to(dtype)
         draw_parameters(model, generator, gain=math.sqrt(2), spread=0.0)
         if inputs is None:
             inputs = _white_noise(in_channels, generator).to(dtype)
