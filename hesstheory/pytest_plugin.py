@@ -20,9 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import pytest
-
 if TYPE_CHECKING:
+    import pytest
+
     from hesstheory.conformance.contract import Estimator
     from hesstheory.conformance.results import CheckResult
     from hesstheory.conformance.settings import Settings
@@ -79,6 +79,8 @@ class BoundCheck:
     courses: _Courses
 
     def __call__(self, estimator: Estimator) -> None:
+        import pytest
+
         result = self.courses.of(estimator).result(self.name)
         if result.status in ("failed", "inconclusive"):
             pytest.fail(_text(result), pytrace=False)
@@ -179,6 +181,8 @@ def parametrize_with_checks(
     >>> test_estimator.pytestmark[0].name
     'parametrize'
     """
+    import pytest
+
     from hesstheory.conformance.contract import as_estimator
     from hesstheory.conformance.expectations import read_expected
     from hesstheory.conformance.named import load

@@ -29,14 +29,31 @@ class Ledger:
     path
         The file. It and its folder are created with the first record.
 
-    Examples -------- >>> import tempfile >>> folder = tempfile.TemporaryDirectory() >>> book =
-    Ledger(folder.name + "/ledger.jsonl") >>> book.append({"record": "claim", "run": "r1", "id":
-    "T1", "verdict": "HOLDS", "fingerprint": "f1"}) >>> print(book.verdict("T1", "f1"),
-    book.verdict("T1", "f2"), book.verdict("T2", "f1")) HOLDS STALE UNTESTED >>> folder.cleanup()
+    Raises
+    ------
+    ValueError
+        If the file is a folder, or begins with something that is no record.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> book = Ledger(folder.name + "/ledger.jsonl")
+    >>> record = {"record": "claim", "run": "r1", "id": "T1", "verdict": "HOLDS"}
+    >>> book.append(record | {"fingerprint": "f1"})
+    >>> print(book.verdict("T1", "f1"), book.verdict("T1", "f2"), book.verdict("T2", "f1"))
+    HOLDS STALE UNTESTED
+    >>> folder.cleanup()
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        if self.path.is_dir():
+            raise ValueError(f"{path} is a folder: name a file, such as {path}/ledger.jsonl")
+        if self.path.is_file() and not _begins_with_a_record(self.path):
+            raise ValueError(
+                f"{path} is no ledger: its first line is no record; name a new file, or a ledger"
+            )
 
     def append(self, record: Record) -> None:
         """Adds one record, which is on disk when this returns."""
@@ -82,6 +99,14 @@ class Ledger:
         """Last verdict on a claim: UNTESTED without one, STALE when code or data have changed
         since."""
         return verdict_now(self.last_records().get(id), fingerprint)
+
+
+def _begins_with_a_record(path: Path) -> bool:
+    """Whether a file is empty or begins with a record, which a kill may have torn."""
+    start = b'{"record"'
+    with open(path, "rb") as file:
+        first = file.read(len(start))
+    return start.startswith(first.strip())
 
 
 def verdict_now(record: Mapping[str, Any] | None, fingerprint: str) -> Verdict:

@@ -12,6 +12,14 @@ from hesstheory.problem.risk import Problem
 from hesstheory.run.memory import free_memory
 
 
+def check_problem(problem: object) -> None:
+    """Raises TypeError for anything but a problem, such as the network alone."""
+    if not isinstance(problem, Problem):
+        raise TypeError(
+            f"pass a Problem, not a {type(problem).__name__}: Problem(model, loss_fn, batches)"
+        )
+
+
 def checked_columns(
     problem: Problem, V: Tensor, dtypes: Sequence[torch.dtype] = (), copies: int = 0
 ) -> Real[Tensor, "columns params"]:

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from hesstheory.autograd.products import fits_one_chunk
 from hesstheory.curvature import sums
-from hesstheory.curvature.limits import check_dense_fits, check_finite, checked_columns
+from hesstheory.curvature.limits import (
+    check_dense_fits,
+    check_finite,
+    check_problem,
+    checked_columns,
+)
 from hesstheory.curvature.linearised import (
     Push,
     linearised_ggn,
@@ -213,6 +218,7 @@ def hessian(problem: Problem) -> Curvature:
     >>> hessian(problem).to_dense().item()
     6.0
     """
+    check_problem(problem)
     return Curvature(problem, ((1.0, linearised_hessian),))
 
 
@@ -255,6 +261,7 @@ def ggn(problem: Problem) -> Curvature:
     >>> ggn(problem).to_dense().item()
     4.0
     """
+    check_problem(problem)
     return Curvature(problem, ((1.0, linearised_ggn),))
 
 
@@ -299,6 +306,7 @@ def residual(problem: Problem) -> Curvature:
     >>> residual(problem).to_dense().item()
     2.0
     """
+    check_problem(problem)
     return Curvature(problem, ((1.0, linearised_residual),))
 
 

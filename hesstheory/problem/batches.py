@@ -72,6 +72,11 @@ def _size(number: int, batch: Batch) -> int:
             "every batch"
         )
     inputs, targets = (num_rows(part) for part in batch)
+    if inputs is None and not any(isinstance(x, Tensor) for x in tree_leaves(batch[0])):
+        raise TypeError(
+            f"the inputs of batch {number} are {type(batch[0]).__name__}: pass tensors, such as "
+            "torch.as_tensor(inputs)"
+        )
     if not inputs:
         raise ValueError(
             f"batch {number} has no samples: drop it, or pass tensors with the samples along axis 0"

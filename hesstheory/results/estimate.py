@@ -158,11 +158,15 @@ class Estimate(Mapping[str, float]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes samples and all else to one npz file. A kill leaves the old file."""
         meta = {"num_matvecs": int(self.num_matvecs), "is_exact": self.is_exact, "name": self.name}
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder: name a file in it")
         write_atomically(Path(path), packed(self.samples, meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
         """What `save` wrote; pickled objects are refused, ValueError for any other file."""
+        if Path(path).is_dir():
+            raise ValueError(f"{path} is a folder: name a file that Estimate.save wrote")
         samples, meta = unpacked(Path(path).read_bytes(), path)
         name = cast("str | None", meta["name"])
         return cls(samples, cast(int, meta["num_matvecs"]), bool(meta["is_exact"]), name)

@@ -83,6 +83,8 @@ _CRITICAL = (5, 10)  # the number of probes at which a published rule puts the c
 def table(folder: Path) -> str:
     """Markdown: a line for every record, and how many layers of all have a K* from 5 to 10."""
     reports = {file.stem: read_record(file) for file in sorted(folder.glob("*.json"))}
+    if not reports:
+        raise ValueError(f"{folder} holds no record: pass a folder of records, reports/harness")
     lines = [_line(name, report) for name, report in reports.items()]
     critical = [K for report in reports.values() for K in _critical_numbers(report)]
     low, high = _CRITICAL

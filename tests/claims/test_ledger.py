@@ -130,3 +130,17 @@ def test_unfinished_run(tmp_path, records, expected):
     for record in records:
         book.append(record)
     assert book.unfinished(profile="ci", seed=0) == expected
+
+
+@pytest.mark.parametrize("content", ["hello", "\x80pickle", '{"other": 1}\n'])
+def test_a_file_of_another_kind_is_no_ledger(content, tmp_path):
+    file = tmp_path / "file"
+    file.write_text(content)
+    with pytest.raises(ValueError, match="is no ledger"):
+        Ledger(file)
+    assert file.read_text() == content
+
+
+def test_a_folder_is_no_ledger(tmp_path):
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        Ledger(tmp_path)

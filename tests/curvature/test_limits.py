@@ -103,3 +103,10 @@ def test_columns_that_do_not_fit_are_refused_with_how_many_do(generator, monkeyp
     ):
         hessian(problem) @ V
     assert (hessian(problem) @ V[:, :3]).shape == (problem.num_params, 3)
+
+
+@pytest.mark.parametrize("matrix", [hesstheory.hessian, hesstheory.ggn, hesstheory.residual])
+def test_a_network_is_no_problem(matrix, build, unchecked):
+    network = build(lambda: torch.nn.Linear(2, 1))
+    with pytest.raises(TypeError, match="pass a Problem, not a Linear"):
+        matrix(network)

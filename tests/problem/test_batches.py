@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from builders import data, mlp
@@ -57,3 +58,10 @@ def test_targets_may_be_absent(build):
         build(mlp), lambda outputs, targets: outputs.square().mean(), [(data()[0], None)]
     )
     assert problem.num_samples == 8
+
+
+def test_arrays_are_no_tensors(build):
+    network = build(lambda: torch.nn.Linear(2, 3))
+    batch = (np.zeros((4, 2)), np.zeros(4, dtype=int))
+    with pytest.raises(TypeError, match=r"inputs of batch 0 are ndarray: pass tensors"):
+        Problem(network, torch.nn.functional.cross_entropy, [batch])

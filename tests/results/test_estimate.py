@@ -211,3 +211,11 @@ def test_foreign_and_damaged_files_are_refused(write, tmp_path):
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         Estimate.load(tmp_path / "none.npz")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    estimate = Estimate.exact({"0": 1.0})
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        estimate.save(tmp_path)
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        Estimate.load(tmp_path)
