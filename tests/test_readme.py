@@ -62,7 +62,14 @@ def test_ci_runs_the_two_set_up_commands():
 def test_links_lead_to_files():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    files = [link for link in links if not link.startswith("#")]
+    assert [link for link in files if not (ROOT / link).exists()] == []
+
+
+def test_links_lead_to_headings():
+    headings = re.findall(r"^#+ (.+)$", TEXT, re.MULTILINE)
+    anchors = {"#" + re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in headings}
+    assert set(re.findall(r"\]\((#[^)]+)\)", TEXT)) <= anchors
 
 
 def test_every_notebook_is_linked():

@@ -80,9 +80,9 @@ def test_commands_run_from_any_folder(installed, elsewhere, command):
 
 
 def test_it_is_the_wheel_that_runs(installed, elsewhere):
-    found = run(
-        installed / "python", "-c", "import hesstheory; print(hesstheory.__file__)", cwd=elsewhere
-    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = ["-c", "import hesstheory; print(hesstheory.__file__)"]
+    found = run(installed / "python", *command, cwd=elsewhere, environment=environment)
     assert Path(found.strip()).is_relative_to(installed.parent)
 
 

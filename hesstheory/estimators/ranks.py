@@ -55,6 +55,11 @@ def rank_layers(
     estimator
         What estimates them, 64 control variates by default.
 
+    Returns
+    -------
+    Ranking
+        Blocks, largest first, with joint intervals of values and ranks.
+
     Raises
     ------
     ValueError

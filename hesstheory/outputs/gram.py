@@ -127,6 +127,11 @@ def dual_gram(
         Bytes that rows may take, by default half of the free memory. Rows of as many blocks as it
         holds are there at once; if that is not all, the passes are repeated.
 
+    Returns
+    -------
+    DualGram
+        An NC×NC matrix for every block (R×R, R the number of rows), in float64.
+
     Raises
     ------
     MemoryError

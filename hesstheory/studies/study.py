@@ -140,12 +140,12 @@ def parser_of(study: Study) -> Parser:
         description=study.question,
         epilog=f"Writes {study.place(Path('OUT'))}.",
     )
-    _add_common_options(parser)
+    _add_shared_options(parser)
     study.add_options(parser)
     return parser
 
 
-def _add_common_options(parser: Parser) -> None:
+def _add_shared_options(parser: Parser) -> None:
     """Where files go, and what to do with a record instead of a run."""
     parser.add_argument(
         "--out",
