@@ -91,7 +91,7 @@ class UnweightedBatches(WrongTrace):
 
     def spoilt_problem(self, problem: Problem) -> Problem:
         spoilt = problem.with_batches(problem.batches)
-        spoilt.batch_sizes = (1,) * len(problem.batches)
+        spoilt.samples_of_batch = (1,) * len(problem.batches)
         return spoilt
 
 

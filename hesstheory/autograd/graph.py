@@ -153,6 +153,16 @@ def node_values(node: Node) -> int:
     return sum(math.prod(output.shape) for output in getattr(node, "_input_metadata", ()))
 
 
+def coarsest_eps(value: Tensor) -> float:
+    """The largest eps of the real dtypes that a tensor and the nodes of its graph have."""
+    dtypes = {value.dtype} | {
+        output.dtype
+        for node in graph_nodes(value)
+        for output in getattr(node, "_input_metadata", ())
+    }
+    return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point)
+
+
 # --- derivatives --------------------------------------------------------------------------------
 
 

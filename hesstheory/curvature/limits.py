@@ -65,8 +65,8 @@ def check_finite(values: Tensor) -> None:
     if values.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
         raise ValueError(
             "a Hessian product is not finite although the loss is: a second derivative overflows "
-            "or is undefined (sqrt or norm at 0, log at 0, float16); use a smooth variant or "
-            "float64"
+            "or is undefined (sqrt or norm at 0, log at 0, float16), or an input is infinite; use "
+            "a smooth variant, float64, or finite inputs"
         )
 
 

@@ -105,14 +105,25 @@ def _layers(problem: Problem) -> AbstractContextManager[object]:
 
 
 def _output_tensor(problem: Problem, batch: Batch) -> Tensor:
-    """The outputs of a batch with their graph, which must be one tensor."""
-    outputs = problem.outputs(batch)
+    """The outputs of a batch with their graph, which must be one real tensor."""
+    outputs = checked_outputs(problem.outputs(batch))
+    check_twice_differentiable(outputs)
+    return outputs
+
+
+def checked_outputs(outputs: object) -> Tensor:
+    """The outputs of a batch; TypeError where they are not one tensor of real numbers."""
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            "the Gauss-Newton matrix needs one output tensor, the model returns "
-            f"{type(outputs).__name__}: wrap the model so that it returns its logits"
+            f"the model returns a {type(outputs).__name__}, and the Gauss-Newton matrix needs the "
+            "one tensor in which the loss is convex: select it, as "
+            "Problem(..., outputs=lambda out: out.logits) does"
         )
-    check_twice_differentiable(outputs)
+    if outputs.is_complex():
+        raise TypeError(
+            "the outputs are complex, and the Gauss-Newton matrix is one of real outputs: pass "
+            "outputs=torch.view_as_real, and let loss_fn begin with torch.view_as_complex(outputs)"
+        )
     return outputs
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hesstheory.autograd.graph import differentiating
+from hesstheory.curvature.limits import check_finite
+from hesstheory.curvature.linearised import checked_outputs
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.problem.risk import Problem
 from hesstheory.run.memory import free_memory
@@ -165,6 +167,7 @@ def dual_gram(
             names = problem.partition.blocks[block]
             of_block = [total(rows.pop(name)) for name in names]
             gram, diagonal = gram_of_rows(of_block)
+            check_finite(gram)
             grams.append(gram)
             diagonals.append(diagonal)
             projections.append(_projected(problem, of_block, names, probes))
@@ -196,7 +199,7 @@ def weighted_roots(problem: Problem) -> tuple[list[Tensor], list[Float[Tensor, "
     Within a batch the loss is a mean, so that `loss_root` carries 1/n_b.
     """
     with torch.no_grad():
-        outputs = [problem.outputs(batch) for batch in problem.batches]
+        outputs = [checked_outputs(problem.outputs(batch)) for batch in problem.batches]
     rows = sum(map(len, outputs))
     if rows != problem.num_samples:
         raise ValueError(

@@ -15,6 +15,8 @@ from torch.autograd.graph import GradientEdge
 from hesstheory.autograd.graph import pushed_values, uses_of_leaves
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import Trial, apart_by_graph, generic
+from hesstheory.curvature.limits import check_finite
+from hesstheory.curvature.linearised import checked_outputs
 from hesstheory.outputs.calls import Call, recorded_calls
 from hesstheory.outputs.rules import Norms
 from hesstheory.outputs.sample_gradients import one_by_one, pulled_back, side_by_side, square
@@ -123,6 +125,8 @@ class Linearised:
                     _add(found, one_by_one(self.outputs, slow, cotangent))
                 else:
                     _add(found, together(cotangent))
+        for squares in found.values():
+            check_finite(squares)
         return found
 
     def by_rules(
@@ -177,7 +181,10 @@ class Linearised:
     def squared_norm_of_sum(self, cotangent: Tensor) -> dict[str, Tensor]:
         """‖Σ_n J_nᵀ u_n‖² of every tensor, from one ordinary backward pass."""
         rows = pulled_back(self.outputs, self.problem.params, cotangent)
-        return {name: square(row) for name, row in rows.items()}
+        squares = {name: square(row) for name, row in rows.items()}
+        for found in squares.values():
+            check_finite(found)
+        return squares
 
 
 def _agreement(
@@ -246,11 +253,7 @@ def _forward(problem: Problem, batch: Batch) -> Linearised:
     """One forward pass, with every rule that fits."""
     keep_freed_memory()
     with recorded_calls(problem.model) as calls:
-        outputs = problem.outputs(batch)
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"the model returns a {type(outputs).__name__}: wrap it so that it returns one tensor"
-        )
+        outputs = checked_outputs(problem.outputs(batch))
     if outputs.ndim == 0:
         raise ValueError(
             "the model returns a scalar: let it keep the axis of the samples, as squeeze(-1) does"

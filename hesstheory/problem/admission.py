@@ -57,11 +57,25 @@ def check_types(model: nn.Module, loss_fn: Callable[..., object]) -> None:
         raise TypeError(
             f"loss_fn is {loss_fn!r}: pass a function, such as torch.nn.functional.cross_entropy"
         )
+    if isinstance(loss_fn, type):
+        raise TypeError(f"loss_fn is the class {loss_fn.__name__}: pass {loss_fn.__name__}()")
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"model is a {type(model).__name__}, whose hooks and copies do not fire for second "
+            "derivatives: pass model.module"
+        )
     tensors = (*model.named_parameters(), *model.named_buffers())
     if lazy := [name for name, tensor in tensors if nn.parameter.is_lazy(tensor)]:
         raise ValueError(
             f"{', '.join(lazy)} of the model have no shape yet: call model(inputs) once before"
         )
+
+
+def check_functions(**given: object) -> None:
+    """Raises TypeError for an option that is no function and not None."""
+    for option, function in given.items():
+        if function is not None and not callable(function):
+            raise TypeError(f"{option} is {function!r}: pass a function, or leave it out")
 
 
 def check_modes(model: nn.Module) -> None:
@@ -141,6 +155,11 @@ def check_parameters(params: Mapping[str, Tensor]) -> None:
     _check_one("dtype", {p.dtype for p in params.values()})
     _check_one("device", {p.device for p in params.values()})
     first = next(iter(params.values()))
+    if first.is_complex():
+        raise ValueError(
+            "the parameters are complex, and a Hessian is one in real numbers: make "
+            "torch.view_as_real(p) the parameter and call torch.view_as_complex(p) in forward"
+        )
     if not first.is_floating_point():
         raise ValueError(
             "the parameters are not real floating point numbers: convert the model with .double()"

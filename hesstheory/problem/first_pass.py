@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,17 +9,18 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
-from hesstheory.autograd.graph import NotTwiceDifferentiable, graph_leaves
-from hesstheory.problem.batches import cut, described
-from hesstheory.problem.forward import cuda_devices, loss_value
+from hesstheory.autograd.graph import NotTwiceDifferentiable, differentiating, graph_leaves
+from hesstheory.problem.batches import described
+from hesstheory.problem.forward import cuda_devices
+from hesstheory.problem.means import why_no_mean
+from hesstheory.problem.surrogates import Watch, check_is_derivative, few_samples, suspects
 
 if TYPE_CHECKING:
     from hesstheory.problem.risk import Problem
 
 
-def check_risk(problem: Problem) -> str:
+def check_risk(problem: Problem) -> tuple[str, str]:
     """Runs every batch once, and the first one twice.
 
     Warns of parameters that the loss does not reach. With one batch, also warns of a loss that is
@@ -28,33 +28,79 @@ def check_risk(problem: Problem) -> str:
 
     Returns
     -------
-    str
-        Why the loss is not the mean over samples; empty where it is.
+    tuple[str, str]
+        Why the loss is not the mean over samples; empty where it is. What shows that the backward
+        pass is not the derivative of the forward pass, where that is allowed; empty where nothing
+        does.
 
     Raises
     ------
     ValueError
-        A batch fails, the loss is not a finite number, or two passes differ. With several
-        batches, also where the loss is not the mean over samples.
+        A batch fails, the loss is not a finite number, two passes differ, or the gradient is that
+        of a surrogate. With several batches, also where the loss is not the mean over samples.
     """
-    with _explained(problem, 0):
+    watch = Watch(problem.device.type)
+    # Gradients on: the watch tells the model's own no_grad from the caller's.
+    with _explained(problem, 0), differentiating(), watch:
         loss = problem.loss(problem.batches[0])
     if not problem.allow_train_mode:
         _check_repeats(problem, loss)
     numbers = range(len(problem.batches))
-    no_mean = next(filter(None, (_why_no_mean(problem, number) for number in numbers)), "")
+    no_mean = _why_unknown(problem) or next(
+        filter(None, (_explained_no_mean(problem, number) for number in numbers)), ""
+    )
     check_mean(no_mean, len(problem.batches))
-    # Level 3 is the line that builds the Problem.
+    for warning in _warnings(problem, loss, no_mean, watch):
+        warnings.warn(warning, stacklevel=3)  # the line that builds the Problem
+    return no_mean, _surrogate(problem, loss, watch)
+
+
+def _warnings(problem: Problem, loss: Tensor, no_mean: str, watch: Watch) -> Iterator[str]:
+    """What limits the numbers of an admitted problem."""
     if no_mean:
-        warnings.warn(f"{no_mean}; the risk is taken to be this loss as it stands", stacklevel=3)
+        yield f"{no_mean}; the risk is taken to be this loss as it stands"
     if missing := _unreached(problem, loss):
-        warnings.warn(
+        yield (
             f"the loss does not reach {', '.join(missing)}: their curvature is zero. Freeze them "
             "with requires_grad_(False) to leave them out, or check that the forward pass uses "
-            "them and that no checkpoint with use_reentrant=True hides them",
-            stacklevel=3,
+            "them and that no checkpoint with use_reentrant=True hides them"
         )
-    return no_mean
+    if watch.autocasts and problem.dtype != torch.float64:
+        yield (
+            "the forward pass turns on autocast by itself: its numbers, and every curvature, are "
+            "those of a coarser dtype; take the autocast out of forward"
+        )
+
+
+def _surrogate(problem: Problem, loss: Tensor, watch: Watch) -> str:
+    """What shows that the gradient is a surrogate's; ValueError where that is not allowed."""
+    if not (found := suspects(problem, loss, watch)):
+        return ""
+    surrogate = check_is_derivative(few_samples(problem), found)
+    if surrogate and not problem.allow_surrogate:
+        raise ValueError(
+            f"{surrogate}. A curvature would be that of a surrogate: write the operation in torch "
+            "operations, save inputs and not intermediate values for backward, take the hook or "
+            "the detach away, or pass allow_surrogate=True to study the surrogate"
+        )
+    return surrogate
+
+
+def _why_unknown(problem: Problem) -> str:
+    """Why nothing is known of a mean over the samples of one batch; empty where that is known."""
+    if problem.weight is not None or None not in problem.samples_of_batch:
+        return ""
+    return (
+        f"the samples of the batch cannot be counted (inputs {described(problem.batches[0][0])}), "
+        "so that the loss is not known to be the mean over samples"
+    )
+
+
+def _explained_no_mean(problem: Problem, number: int) -> str:
+    """What shows that the loss of a batch is no mean over its terms, failures explained."""
+    with _explained(problem, number):
+        problem.loss(problem.batches[number])
+        return why_no_mean(problem, number)
 
 
 def check_mean(no_mean: str, num_batches: int) -> None:
@@ -62,7 +108,8 @@ def check_mean(no_mean: str, num_batches: int) -> None:
     if no_mean and num_batches > 1:
         raise ValueError(
             f"{no_mean}; drop samples with ignored targets, use reduction='mean', or pass all "
-            "samples as one batch"
+            "samples as one batch; where the mean is one over other terms than samples, pass "
+            "weight=, a function of a batch that counts them"
         )
 
 
@@ -114,59 +161,6 @@ def _with_other_random_numbers(problem: Problem) -> Tensor:
         for generator in (torch.default_generator, *generators):
             generator.manual_seed(torch.initial_seed() ^ 1)
         return problem.loss(problem.batches[0])
-
-
-# --- is the loss a mean over samples? -----------------------------------------------------------
-
-
-def _why_no_mean(problem: Problem, number: int) -> str:
-    """What shows that the loss of a batch is no mean over its samples; empty where nothing does.
-
-    The outputs of the whole batch are cut into the first row and the others. Their losses cost
-    no further pass of the model.
-    """
-    batch = problem.batches[number]
-    size = problem.batch_sizes[number]
-    with _explained(problem, number):
-        outputs = problem.outputs(batch)
-        if size < 2 or not _all_have_rows((outputs, batch[1]), size):
-            return ""
-        whole = problem.loss_of(outputs, batch).item()
-    first, rest = (
-        loss_value(
-            problem.loss_fn, cut(outputs, start, stop), cut(batch, start, stop), problem.device
-        ).item()
-        for start, stop in ((0, 1), (1, size))
-    )
-    return _why_other_mean(whole, first, rest, size, torch.finfo(problem.dtype).eps)
-
-
-def _why_other_mean(whole: float, first: float, rest: float, size: int, eps: float) -> str:
-    """Why a loss is not the mean of that of its first sample and of that of the others."""
-    if not math.isfinite(first + rest):
-        return (
-            f"loss_fn gives {whole:.6g} for {size} samples, but {first:.6g} for the first and "
-            f"{rest:.6g} for the others: it is not the mean over samples (are the targets of a "
-            "part ignored, as by ignore_index?)"
-        )
-    mean = (first + (size - 1) * rest) / size
-    # A sum of `size` terms is rounded by at most size·eps of the sum of their magnitudes.
-    magnitude = abs(first) + (size - 1) * abs(rest) + abs(whole)
-    if abs(mean - whole) <= size * eps * magnitude:
-        return ""
-    return (
-        f"loss_fn gives {whole:.6g} for {size} samples, but the mean of its parts is {mean:.6g}: "
-        "it is not the mean over samples (reduction='sum', class weights or ignored targets?)"
-    )
-
-
-def _all_have_rows(parts: object, size: int) -> bool:
-    """Whether every leaf that is not None is a tensor with a row for every sample."""
-    return all(
-        isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
-        for leaf in tree_leaves(parts)
-        if leaf is not None
-    )
 
 
 # --- which parameters does it reach? ------------------------------------------------------------

@@ -20,10 +20,12 @@ Loss = Callable[[Any, Any], Tensor]
 
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
-    """Gradients on, the random state given back, attention by a kernel with two derivatives."""
-    # PyTorch would take a fused kernel for attention, which has one derivative and no second.
+    """Gradients on, the random state given back, autocast off, attention twice differentiable."""
+    # Autocast would round to bfloat16 where the model holds float32. PyTorch would take a fused
+    # kernel for attention, which has one derivative and no second.
     with (
         torch.random.fork_rng(cuda_devices(device)),
+        torch.autocast(device.type, enabled=False),
         differentiating(),
         sdpa_kernel(SDPBackend.MATH),
     ):
@@ -47,18 +49,26 @@ def outputs_of(
     tensors
         Values to use in place of parameters, by name.
     inputs
-        A tuple is spread over positions, a dict over keywords.
+        A tuple is spread over positions, a dict over keywords; anything else is one input.
     device
         The device whose random state is given back.
     """
-    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
-    kwargs = inputs if isinstance(inputs, dict) else {}
+    args, kwargs = arguments(inputs)
     with undisturbed(device):
         # Copies of buffers: batch norm in train mode writes into them.
         replaced = {name: b.clone() for name, b in model.named_buffers()} | dict(tensors)
         if not replaced:
             return model(*args, **kwargs)
         return functional_call(model, replaced, args, kwargs)
+
+
+def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Positions and keywords by which a model takes inputs; a namedtuple is one input."""
+    if type(inputs) is tuple:
+        return inputs, {}
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (inputs,), {}
 
 
 def loss_value(

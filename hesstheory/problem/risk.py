@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hesstheory.problem import views
 from hesstheory.problem.admission import (
+    check_functions,
     check_model,
     check_partition,
     check_types,
@@ -19,14 +20,22 @@ from hesstheory.problem.admission import (
     layout_of,
     trained,
 )
-from hesstheory.problem.batches import Batch, read_batches, sizes_of_batches
+from hesstheory.problem.batches import (
+    Batch,
+    Weight,
+    read_batches,
+    samples_of_batches,
+    terms_of_batches,
+)
 from hesstheory.problem.first_pass import check_risk
 from hesstheory.problem.forward import Loss, check_finite_loss, loss_value, outputs_of
 from hesstheory.problem.partition import Partition, offsets_of, positions_of, uncompiled
 
 
 class Problem:
-    """The empirical risk R(θ) = (1/N) Σ_n ℓ(f_θ(x_n), y_n) over batches of any sizes.
+    """The empirical risk R(θ) = Σ_b w_b ℓ_b / Σ_b w_b over batches of any sizes.
+
+    ℓ_b is the loss of batch b, the mean of w_b terms: its samples, or what `weight` says.
 
     `params` maps names to the tensors of θ, each tied tensor once. `partition.blocks` maps the
     names of blocks to tuples of those names. Nothing that is done with a problem changes its
@@ -36,16 +45,27 @@ class Problem:
     Parameters
     ----------
     model
-        f_θ, called as `model(inputs)`; a tuple of inputs is spread over positions, a dict over
-        keywords. Frozen parameters are left out of θ.
+        f_θ, called as `model(inputs)`. A tuple of inputs is spread over positions, a dict or
+        another Mapping over keywords; anything else is one input. Frozen parameters are left out
+        of θ.
     loss_fn
-        `loss_fn(outputs, targets)`, the mean of ℓ over a batch.
+        `loss_fn(outputs, targets)`, the mean over the terms of a batch.
     batches
-        `(inputs, targets)` pairs, samples along the first axis; read once.
+        `(inputs, targets)` pairs; read once. Samples lie along the first axis of every tensor,
+        unless `weight` is given.
     partition
         Blocks of the parameters; by layer if None.
+    weight
+        `weight(batch)`, the number of terms that the loss of a batch averages, such as labelled
+        nodes, or tokens that are not ignored. By default its samples.
+    outputs
+        `outputs(model_output)` selects the tensor that `loss_fn` reads, such as
+        `lambda out: out.logits`. By default all of it.
     allow_train_mode
         Accept batch norm in train mode and active dropout.
+    allow_surrogate
+        Accept a backward pass that is not the derivative of the forward pass, as in
+        straight-through rounding. Results then say that they are those of a surrogate.
 
     Raises
     ------
@@ -72,20 +92,29 @@ class Problem:
         batches: Iterable[Batch],
         partition: Partition | None = None,
         *,
+        weight: Weight | None = None,
+        outputs: Callable[[Any], Any] | None = None,
         allow_train_mode: bool = False,
+        allow_surrogate: bool = False,
     ) -> None:
         check_types(model, loss_fn)
+        check_functions(weight=weight, outputs=outputs)
         self.model = uncompiled(model)
         self.loss_fn = loss_fn
+        self.weight = weight
+        self.select = outputs
         self.batches = read_batches(batches)
-        self.batch_sizes = sizes_of_batches(self.batches)
+        self.samples_of_batch = samples_of_batches(self.batches, weight)
         self.allow_train_mode = allow_train_mode
+        self.allow_surrogate = allow_surrogate
         self.params = trained(self.model)
         self.layout = layout_of(self.model)  # see check_unchanged
         check_model(self.model, self.params, allow_train_mode)
         self.partition = Partition.by_layer(self.model) if partition is None else partition
         check_partition(self.partition, self.params)
-        self.no_mean = check_risk(self)  # why loss_fn is no mean over samples, if it is none
+        # Why loss_fn is no mean over samples, and what shows that the gradient is a surrogate's.
+        self.no_mean = self.surrogate = ""
+        self.no_mean, self.surrogate = check_risk(self)
 
     def __repr__(self) -> str:
         return (
@@ -107,9 +136,17 @@ class Problem:
         return sum(p.numel() for p in self.params.values())
 
     @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Number of samples of every batch; one where they cannot be told apart."""
+        return tuple(1 if size is None else size for size in self.samples_of_batch)
+
+    @property
     def weights(self) -> tuple[float, ...]:
-        """Share of each batch in the risk: its number of samples over N."""
-        return tuple(size / self.num_samples for size in self.batch_sizes)
+        """Share of each batch in the risk: its number of terms over that of all."""
+        terms = self.batch_sizes
+        if self.weight is not None:
+            terms = terms_of_batches(self.batches, self.weight)
+        return tuple(n / sum(terms) for n in terms)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,7 +191,8 @@ class Problem:
 
     def outputs_at(self, tensors: Mapping[str, Tensor], inputs: object) -> Any:
         """f at other values of some parameters, for inputs of any number of samples."""
-        return outputs_of(self.model, tensors, inputs, self.device)
+        made = outputs_of(self.model, tensors, inputs, self.device)
+        return made if self.select is None else self.select(made)
 
     def loss(self, batch: Batch) -> Float[Tensor, ""]:
         """Mean loss of one batch with its graph; raises ValueError where it is not finite."""

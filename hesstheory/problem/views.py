@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
-from torch.utils._pytree import tree_map
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hesstheory.autograd.graph import graph_leaves
 from hesstheory.problem.admission import check_partition, layout_of, trained
-from hesstheory.problem.batches import Batch, cut, read_batches, sizes_of_batches, to_double
+from hesstheory.problem.batches import Batch, cut, described, read_batches, samples_of_batches, to_double
 from hesstheory.problem.first_pass import check_mean
 from hesstheory.problem.partition import Partition
 
@@ -32,7 +32,7 @@ def with_batches(problem: Problem, batches: Iterable[Batch]) -> Problem:
     # A shallow copy: what was checked once is not checked again, and the model is shared.
     other = copy.copy(problem)
     other.batches = read_batches(batches)
-    other.batch_sizes = sizes_of_batches(other.batches)
+    other.samples_of_batch = samples_of_batches(other.batches, other.weight)
     check_mean(problem.no_mean, len(other.batches))
     return other
 
@@ -63,7 +63,7 @@ def double(problem: Problem) -> Problem:
     if problem.dtype == torch.float64:
         return problem
     other = with_batches(problem, [tree_map(to_double, batch) for batch in problem.batches])
-    other.model = copy.deepcopy(problem.model).double()
+    other.model = _doubled(problem.model)
     other.params = trained(other.model)
     other.layout = layout_of(other.model)
     if isinstance(problem.loss_fn, nn.Module):  # it may hold weights of its own
@@ -78,6 +78,42 @@ def double(problem: Problem) -> Problem:
     return other
 
 
+def _doubled(model: nn.Module) -> nn.Module:
+    """A float64 copy of a model, with the hooks of its parameters."""
+    parameters = dict(model.named_parameters())
+    tensors = {id(t): _double_leaf(t) for t in (*parameters.values(), *model.buffers())}
+    # What a forward pass leaves on a module, as weight norm, pruning and modules that keep their
+    # activations do, is no leaf and cannot be copied: it is made anew by the next pass.
+    for module in model.modules():
+        left = (x for x in tree_leaves(dict(vars(module))) if isinstance(x, Tensor) and x.grad_fn)
+        tensors |= {id(x): x.detach() for x in left}
+    return copy.deepcopy(model, tensors).double()
+
+
+def _double_leaf(tensor: Tensor) -> Tensor:
+    """A float64 copy of a parameter or buffer, through whose hooks gradients go as well."""
+    if tensor.is_complex():
+        return tensor.detach().to(torch.complex128)
+    copied = tensor.detach().clone()
+    if tensor.is_floating_point():
+        copied = copied.double()
+    if isinstance(tensor, nn.Parameter):
+        copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
+    for hook in (tensor._backward_hooks or {}).values():
+        copied.register_hook(hook)
+    return copied
+
+
+def _check_told_apart(problem: Problem) -> None:
+    """Raises ValueError where the samples of a batch cannot be cut."""
+    if None in problem.samples_of_batch:
+        number = problem.samples_of_batch.index(None)
+        raise ValueError(
+            f"the samples of batch {number} cannot be told apart, since its tensors are "
+            f"{described(problem.batches[number])}: pass smaller batches"
+        )
+
+
 def rebatched(problem: Problem, batch_size: int) -> Problem:
     """The same risk in batches of at most so many samples, for less memory.
 
@@ -90,6 +126,7 @@ def rebatched(problem: Problem, batch_size: int) -> Problem:
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: pass a whole number of at least 1")
+    _check_told_apart(problem)
     return with_batches(
         problem,
         [
@@ -108,11 +145,13 @@ def largest(problem: Problem) -> Problem:
 
 def head(problem: Problem, num_samples: int) -> Problem:
     """The first samples of the first batch alone, as one batch."""
+    _check_told_apart(problem)
     return with_batches(problem, [cut(problem.batches[0], 0, num_samples)])
 
 
 def samples(problem: Problem) -> Iterator[Problem]:
     """One problem per sample, in the order of the batches."""
+    _check_told_apart(problem)
     for batch, size in zip(problem.batches, problem.batch_sizes, strict=True):
         for n in range(size):
             yield with_batches(problem, [cut(batch, n, n + 1)])

@@ -60,7 +60,7 @@ MODELS = {
     ),
     "complex": (
         lambda: nn.ParameterList([torch.zeros(3, dtype=torch.complex128)]),
-        r"\.double\(\)",
+        "view_as_real",
     ),
     "two parameters over one storage": (
         two_parameters_over_one_storage,
