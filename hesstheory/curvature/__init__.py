@@ -1,7 +1,7 @@
 """What is the matrix? Hessian, Gauss-Newton matrix and residual, known through their products."""
 
 from hesstheory.curvature.limits import check_fits
-from hesstheory.curvature.linearised import Linearise, Pull, Push, check_no_penalty
+from hesstheory.curvature.linearised import Linearise, Pull, Push
 from hesstheory.curvature.matrix import Curvature, ggn, hessian, per_sample_hessians, residual
 from hesstheory.curvature.uses import unrolled_hessian
 
@@ -11,7 +11,6 @@ __all__ = [
     "Pull",
     "Push",
     "check_fits",
-    "check_no_penalty",
     "ggn",
     "hessian",
     "per_sample_hessians",

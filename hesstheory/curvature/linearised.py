@@ -11,12 +11,11 @@ from torch import Tensor
 
 from hesstheory.autograd.graph import (
     check_twice_differentiable,
-    differentiating,
-    graph_leaves,
     graph_values,
 )
 from hesstheory.autograd.layers import BilinearLayers
 from hesstheory.autograd.products import chunks, columns_at_once, gradients_of, vjp
+from hesstheory.curvature.loss_slope import loss_slope, reads_parameters, restored_slope
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
 
@@ -57,13 +56,29 @@ def linearised_hessian(problem: Problem, batch: Batch) -> Push:
     """Products with the Hessian of the loss of one batch, by reverse over reverse."""
     params = list(problem.params.values())
     with _layers(problem):
-        loss = problem.loss(batch)
+        outputs = problem.outputs(batch)
+        loss = problem.loss_of(outputs, batch)
     check_twice_differentiable(loss)
-    gradients = gradients_of(loss, params, create_graph=True)
+    gradients = _restored_gradients(problem, outputs, batch)
+    if gradients is None:
+        gradients = gradients_of(loss, params, create_graph=True)
     return Push(
         lambda tangents, wanted: vjp(gradients, tangents, [params[j] for j in wanted]),
         graph_values(loss),
     )
+
+
+def _restored_gradients(
+    problem: Problem, outputs: object, batch: Batch
+) -> list[Tensor | None] | None:
+    """Jᵀs with a slope s none of whose digits cancelled; None where none would have."""
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        return None
+    slope = restored_slope(problem, outputs, batch)
+    if slope is None or reads_parameters(problem, problem.loss_of(outputs.detach(), batch)):
+        return None
+    params = list(problem.params.values())
+    return gradients_of(outputs, params, create_graph=True, grad_outputs=slope(outputs))
 
 
 def linearised_ggn(problem: Problem, batch: Batch) -> Push:
@@ -125,51 +140,3 @@ def checked_outputs(outputs: object) -> Tensor:
             "outputs=torch.view_as_real, and let loss_fn begin with torch.view_as_complex(outputs)"
         )
     return outputs
-
-
-def loss_slope(
-    problem: Problem, outputs: Tensor, batch: Batch, *, no_penalty: bool = False
-) -> tuple[Tensor, Tensor]:
-    """The slope ∂loss/∂f at given outputs f of one batch, with its graph.
-
-    Parameters
-    ----------
-    problem
-        The loss is its loss.
-    outputs
-        Outputs f of the batch. Their graph, if any, is cut off.
-    batch
-        `(inputs, targets)`.
-    no_penalty
-        Whether to refuse a loss that depends on parameters by itself.
-
-    Returns
-    -------
-    tuple[Tensor, Tensor]
-        A leaf with the values of `outputs`, and the slope at it. Both have the shape of
-        `outputs`. The slope is zero where the loss does not depend on the outputs.
-
-    Raises
-    ------
-    NotTwiceDifferentiable
-        The loss uses a function whose second derivative PyTorch takes for zero.
-    ValueError
-        The loss is not a finite number, or `no_penalty` and it reads parameters.
-    """
-    leaf = outputs.detach().requires_grad_()
-    loss = problem.loss_of(leaf, batch)
-    check_twice_differentiable(loss)
-    if no_penalty:
-        check_no_penalty(problem, loss)
-    with differentiating():
-        (slope,) = gradients_of(loss, [leaf], create_graph=True)
-    return leaf, torch.zeros_like(leaf) if slope is None else slope
-
-
-def check_no_penalty(problem: Problem, loss: Tensor) -> None:
-    """Raises ValueError where a loss of outputs that were cut off depends on parameters."""
-    if graph_leaves(loss) & {id(p) for p in problem.params.values()}:
-        raise ValueError(
-            "loss_fn reads parameters of the model by itself: H − G then holds more than the "
-            "residual; use hessian(problem) - ggn(problem), or let the model return the penalty"
-        )

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import generic
-from hesstheory.curvature.linearised import loss_slope
+from hesstheory.curvature.loss_slope import loss_slope
 from hesstheory.problem.batches import Batch, to_double
 from hesstheory.problem.risk import Problem
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,9 +40,7 @@ def check_risk(problem: Problem) -> tuple[str, str]:
         of a surrogate. With several batches, also where the loss is not the mean over samples.
     """
     watch = Watch(problem.device.type)
-    # Gradients on: the watch tells the model's own no_grad from the caller's.
-    with _explained(problem, 0), differentiating(), watch:
-        loss = problem.loss(problem.batches[0])
+    loss = _watched_loss(problem, watch)
     if not problem.allow_train_mode:
         _check_repeats(problem, loss)
     numbers = range(len(problem.batches))
@@ -53,6 +51,15 @@ def check_risk(problem: Problem) -> tuple[str, str]:
     for warning in _warnings(problem, loss, no_mean, watch):
         warnings.warn(warning, stacklevel=3)  # the line that builds the Problem
     return no_mean, _surrogate(problem, loss, watch)
+
+
+def _watched_loss(problem: Problem, watch: Watch) -> Tensor:
+    """The loss of the first batch, while the watch notes what the forward pass does."""
+    # Compiled code cannot be watched. What fails for another reason fails again, and is explained.
+    with suppress(Exception), differentiating(), watch:
+        return problem.loss(problem.batches[0])
+    with _explained(problem, 0):
+        return problem.loss(problem.batches[0])
 
 
 def _warnings(problem: Problem, loss: Tensor, no_mean: str, watch: Watch) -> Iterator[str]:

@@ -139,7 +139,10 @@ def check_is_derivative(problem: Problem, found: Sequence[str]) -> str:
     found
         What is suspected.
     """
-    trial = _Trial(problem)
+    try:
+        trial = _Trial(problem)
+    except RuntimeError:  # no gradient at all: products refuse it and name the cure
+        return ""
     who = " or ".join(found)
     if not trial.is_linear():
         return f"the gradient is not linear in the slope that comes back, by {who}"
@@ -183,7 +186,7 @@ class _Trial:
         self.direction = {name: _size(p) / _size(v[name]) * v[name] for name, p in params.items()}
         loss, g = self._gradient({}, create_graph=True)
         self.eps = coarsest_eps(loss)
-        self.loss = float(loss)
+        self.loss = loss.item()
         self.gradient = [a.detach() for a in g]
         # What has no second derivative is refused where a product is asked for.
         with suppress(RuntimeError):
@@ -250,7 +253,7 @@ class _Trial:
 
     def _loss(self, step: float) -> float:
         """The risk at θ + hv."""
-        return float(self._risk(self._at(step)))
+        return self._risk(self._at(step)).item()
 
     def _risk(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The loss of the few samples at other values of the parameters."""

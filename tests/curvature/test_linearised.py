@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hesstheory import Problem, exact_traces, ggn, hessian, residual
-from hesstheory.curvature.linearised import loss_slope
+from hesstheory.curvature.loss_slope import loss_slope
 
 
 def test_a_model_that_is_linear_in_its_parameters_has_no_residual(build):
@@ -20,6 +20,7 @@ def test_a_model_that_is_linear_in_its_parameters_has_no_residual(build):
     assert relative_error(hessian(problem).to_dense(), ggn(problem).to_dense()) <= TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:the loss is linear in the outputs")
 def test_a_loss_that_is_linear_in_the_parameters_has_no_curvature(build):
     problem = Problem(
         build(lambda: nn.Linear(3, 2)),
@@ -65,7 +66,8 @@ def test_a_penalty_is_refused_where_it_would_be_dropped(build):
     model = build(lambda: nn.Linear(3, 2))
     problem = Problem(model, lambda o, y: squares(o, y) + model.weight.square().sum(), [data()])
     batch = problem.batches[0]
-    loss_slope(problem, problem.outputs(batch), batch)
+    with pytest.warns(UserWarning, match="reads parameters of the model by itself.*leaves the rest"):
+        loss_slope(problem, problem.outputs(batch), batch)
     with pytest.raises(ValueError, match="reads parameters of the model by itself"):
         loss_slope(problem, problem.outputs(batch), batch, no_penalty=True)
     with pytest.raises(ValueError, match="let the model return the penalty"):

@@ -118,6 +118,7 @@ def test_hessian_of_train_mode_batch_norm_is_the_mean_of_its_batches():
     assert relative_error(hessian(problem).to_dense(), expected) <= TOLERANCE
 
 
+@pytest.mark.filterwarnings("ignore:the loss is linear in the outputs")
 def test_prescribed_hessians_come_back(generator):
     matrices = torch.randn(7, 6, 6, generator=generator)
     matrices = matrices + matrices.mT

@@ -37,7 +37,9 @@ class CountedPasses(nn.Module):
 def passes(problem: Problem, act: Callable[[Problem], object]) -> int:
     """Backward passes of an action, through all batches together."""
     counting = CountedPasses(problem.model)
-    act(Problem(counting, problem.loss_fn, problem.batches))
+    counted = Problem(counting, problem.loss_fn, problem.batches)
+    counting.count = 0  # the hook makes the problem try its derivatives when it is built
+    act(counted)
     return counting.count
 
 
