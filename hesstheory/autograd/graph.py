@@ -194,8 +194,16 @@ class NotTwiceDifferentiable(RuntimeError):
 
 @contextmanager
 def differentiating() -> Iterator[None]:
-    """Gradients on, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
+    """Gradients on and autocast off, whatever mode the caller is in.
+
+    Autocast rounds products to bfloat16 or float16, in a backward pass as well.
+    """
+    with ExitStack() as modes:
+        modes.enter_context(torch.inference_mode(False))
+        modes.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                modes.enter_context(torch.autocast(device, enabled=False))
         yield
 
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.autograd.products import fits_one_chunk
 from hesstheory.curvature import sums
 from hesstheory.curvature.limits import (
@@ -98,6 +99,7 @@ class Curvature:
             )
         return Curvature(self.problem, self.terms + other.terms)
 
+    @differentiating()
     def __matmul__(self, V: Float[Tensor, " params"] | Float[Tensor, "params columns"]) -> Tensor:
         """Product with one vector or with many columns; one graph per batch serves all columns."""
         columns = checked_columns(self.problem, V, copies=2)
@@ -105,14 +107,17 @@ class Curvature:
         check_finite(out)
         return out[0] if V.ndim == 1 else out.mT
 
+    @differentiating()
     def quadratic_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
         """Forms q_l = z_lᵀ(Cz)_l of every probe and block, in float64; signs may come as int8."""
         return self._forms(Z, [range(len(self.problem.params))])
 
+    @differentiating()
     def separated_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
         """Forms q_l = z_lᵀ C_ll z_l of every probe and block, one product for each block."""
         return self._forms(Z, [self._numbers(block) for block in self.problem.partition.blocks])
 
+    @differentiating()
     def to_dense(self) -> Float[Tensor, "params params"]:
         """The matrix itself in float64."""
         problem = self.problem
@@ -133,6 +138,7 @@ class Curvature:
         check_finite(dense)
         return dense
 
+    @differentiating()
     def block(self, l: str, m: str) -> Float[Tensor, "block_l block_m"]:
         """The block C_lm in float64, from as many products as the smaller block has parameters."""
         problem = self.problem
@@ -150,6 +156,7 @@ class Curvature:
         check_finite(block)
         return block
 
+    @differentiating()
     def block_norms(self) -> pd.DataFrame:
         """Frobenius norms ‖C_lm‖ as a labelled L×L table, from the dense matrix."""
         import pandas as pd
@@ -159,6 +166,7 @@ class Curvature:
         names = list(self.problem.partition.blocks)
         return pd.DataFrame(norms.numpy(), index=names, columns=names)
 
+    @differentiating()
     def trace_by_block(self) -> pd.Series[float]:
         """Exact traces tr C_ll by block, from the dense diagonal blocks."""
         import pandas as pd

@@ -11,13 +11,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from hesstheory.autograd.graph import check_twice_differentiable, second_derivatives
+from hesstheory.autograd.graph import (
+    check_twice_differentiable,
+    differentiating,
+    second_derivatives,
+)
 from hesstheory.autograd.products import dense_rows
 from hesstheory.curvature.limits import check_dense_fits
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
 
 
+@differentiating()
 def unrolled_hessian(problem: Problem, name: str) -> Float[Tensor, "instances n instances n"]:
     """Blocks of the Hessian between the uses of one tensor, as if each use had its own tensor.
 

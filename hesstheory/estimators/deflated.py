@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.curvature.limits import check_fits
 from hesstheory.curvature.matrix import MatrixOf, hessian
 from hesstheory.estimators.inputs import check_choices, check_num_probes, chosen_number, sampler
@@ -68,6 +69,7 @@ class HutchPP:
         check_num_probes(self.rank, "rank")
         check_choices(self.probe, self.matrix)
 
+    @differentiating()
     def __call__(
         self,
         problem: Problem,
@@ -148,6 +150,7 @@ class XTrace:
         check_num_probes(self.num_probes)
         check_choices(self.probe, self.matrix)
 
+    @differentiating()
     def __call__(
         self,
         problem: Problem,

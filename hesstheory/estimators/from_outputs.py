@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.curvature.matrix import ggn, residual
 from hesstheory.estimators.inputs import (
     check_choices,
@@ -74,6 +75,7 @@ class LogitProbeTrace:
             )
 
     @full_precision()
+    @differentiating()
     def __call__(
         self,
         problem: Problem,
@@ -155,6 +157,7 @@ class ControlVariateTrace:
         check_num_probes(self.num_probes)
         check_choices(self.probe)
 
+    @differentiating()
     def __call__(
         self,
         problem: Problem,

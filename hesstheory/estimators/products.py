@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.curvature.matrix import MatrixOf, hessian
 from hesstheory.estimators.inputs import (
     check_choices,
@@ -71,6 +72,7 @@ class LayerwiseTrace:
         """T2 where the distribution declares independent entries."""
         return law_of_probe(self.probe)
 
+    @differentiating()
     def __call__(
         self,
         problem: Problem,
@@ -132,6 +134,7 @@ class BlockSeparatedTrace:
             squared_norm, diagonal_squares, 0.0
         )
 
+    @differentiating()
     def __call__(
         self,
         problem: Problem,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.estimators.from_outputs import ControlVariateTrace
 from hesstheory.estimators.joint import check_level, joint_quantile
 from hesstheory.estimators.protocol import Estimator
@@ -29,6 +30,7 @@ _ROUNDINGS = 1e3
 _DEFAULT_PROBES = 64
 
 
+@differentiating()
 def rank_layers(
     problem: Problem,
     by: str = "mean_trace",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.estimators.inputs import checked_generator
 from hesstheory.estimators.joint import check_level, joint_quantile
@@ -53,6 +54,7 @@ class Trial:
     per_probe: float
 
 
+@differentiating()
 def recommend(
     problem: Problem, relative_error: float, level: float, generator: torch.Generator
 ) -> Recommendation:

@@ -103,6 +103,7 @@ class DualGram:
 
 
 @full_precision()
+@differentiating()
 def dual_gram(
     problem: Problem,
     probes: Float[Tensor, "params probes"] | None = None,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from hesstheory.autograd.graph import coarsest_eps
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import generic
 from hesstheory.curvature.loss_slope import loss_slope
@@ -104,6 +106,11 @@ class LossSlope:
     at: Tensor
     batch: Batch
 
+    @cached_property
+    def eps(self) -> float:
+        """Of the coarsest dtype in which the loss computes, such as `outputs.float()` in it."""
+        return coarsest_eps(self.values)
+
     def bent(
         self, directions: Float[Tensor, "directions samples outputs"]
     ) -> Float[Tensor, "directions samples outputs"]:
@@ -136,7 +143,7 @@ def _orthogonal_root(problem: Problem, slope: LossSlope) -> Float[Tensor, "sampl
     H = loss_hessians(slope)
     values, vectors = torch.linalg.eigh(H.double())
     # A symmetric error of E in every one of D×D entries moves an eigenvalue by at most D·E (Weyl).
-    rounding = ROUNDINGS * H.shape[1] * torch.finfo(H.dtype).eps
+    rounding = ROUNDINGS * H.shape[1] * slope.eps
     least = float(values.min())
     if least < 0 and least < -rounding * _curvature_that_rounds(problem, slope, H):
         raise NotConvex(
@@ -188,7 +195,7 @@ def softmax_scale(
     second = spread[0].abs().scatter(1, p.argmax(1, keepdim=True), 0.0).argmax(1, keepdim=True)
     c = (bent[0] / spread[0]).gather(1, second)
     size = p * (u.abs() + (p * u.abs()).sum(2, keepdim=True))
-    rounding = roundings * torch.finfo(f.dtype).eps * c * size
+    rounding = roundings * slope.eps * c * size
     return c if bool(((bent - c * spread).abs() <= rounding).all()) else None
 
 
@@ -207,7 +214,7 @@ def loss_hessians(
     units[:D] = torch.eye(D, dtype=units.dtype, device=units.device)[:, None]
     units[D:] = parts * generic(units[0])
     bent = torch.cat([slope.bent(units[part]) for part in chunks(len(units), slope.values.numel())])
-    rounding = roundings * torch.finfo(units.dtype).eps * bent[:D].abs().max()
+    rounding = roundings * slope.eps * bent[:D].abs().max()
     if bool((((1 - parts) * bent[D:]).abs() > rounding).any()):
         raise ValueError(
             "the loss of a sample depends on the outputs of another one (contrastive, or "

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from hesstheory.autograd.graph import pushed_values, uses_of_leaves
+from hesstheory.autograd.graph import differentiating, pushed_values, uses_of_leaves
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import Trial, apart_by_graph, generic
 from hesstheory.curvature.limits import check_finite
@@ -224,6 +224,7 @@ def linearised(problem: Problem, batch: Batch, trusted: frozenset[str] | None = 
 
 
 @full_precision()
+@differentiating()
 def rules_that_hold(problem: Problem) -> frozenset[str]:
     """Tensors whose rule gives the squared gradients of single rows of the outputs.
 

@@ -27,6 +27,7 @@ class SketchedNorms:
 
 
 @full_precision()
+@differentiating()
 def sketched_norms(
     problem: Problem,
     generator: torch.Generator,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hesstheory.autograd.graph import differentiating
 from hesstheory.curvature.matrix import MatrixOf, ggn, hessian
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.loss_root import cheapest_root
@@ -32,6 +33,7 @@ Target = MatrixOf | str
 
 
 @full_precision()
+@differentiating()
 def exact_traces(
     problem: Problem, matrix: Target | None = None, *, target: Target | None = None
 ) -> Estimate:
@@ -97,6 +99,7 @@ def exact_traces(
 
 
 @full_precision()
+@differentiating()
 def sample_traces(
     problem: Problem, matrix: Target | None = None, *, target: Target | None = None
 ) -> pd.DataFrame:

@@ -82,7 +82,7 @@ def read_batches(batches: Iterable[Batch]) -> tuple[Batch, ...]:
     held = 0
     read = list[Batch]()
     with torch.random.fork_rng([]):  # a DataLoader draws from the global stream
-        for number, batch in zip(count(), batches):  # noqa: B905  # count() has no end
+        for number, batch in zip(count(), batches):  # count() has no end
             read.append(_with_keywords(batch))
             # A list lies in memory already.
             held += 0 if isinstance(batches, list | tuple) else _bytes_on_cpu(batch)

@@ -21,11 +21,9 @@ Loss = Callable[[Any, Any], Tensor]
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Gradients on, the random state given back, autocast off, attention twice differentiable."""
-    # Autocast would round to bfloat16 where the model holds float32. PyTorch would take a fused
-    # kernel for attention, which has one derivative and no second.
+    # PyTorch would take a fused kernel for attention, which has one derivative and no second.
     with (
         torch.random.fork_rng(cuda_devices(device)),
-        torch.autocast(device.type, enabled=False),
         differentiating(),
         sdpa_kernel(SDPBackend.MATH),
     ):

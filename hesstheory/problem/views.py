@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hesstheory.autograd.graph import graph_leaves
+from hesstheory.autograd.graph import differentiating, graph_leaves
 from hesstheory.problem.admission import check_partition, layout_of, trained
-from hesstheory.problem.batches import Batch, cut, described, read_batches, samples_of_batches, to_double
+from hesstheory.problem.batches import (
+    Batch,
+    cut,
+    described,
+    read_batches,
+    samples_of_batches,
+    to_double,
+)
 from hesstheory.problem.first_pass import check_mean
 from hesstheory.problem.partition import Partition
 
@@ -52,6 +59,7 @@ def with_partition(problem: Problem, partition: Partition) -> Problem:
     return other
 
 
+@differentiating()
 def double(problem: Problem) -> Problem:
     """The same problem in float64, on a copy of the model; itself where it is float64 already.
 

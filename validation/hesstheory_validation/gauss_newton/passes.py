@@ -30,7 +30,7 @@ class CountedPasses(nn.Module):
         return outputs
 
     def _counted(self, slope: Tensor) -> None:
-        float(slope.sum())  # RuntimeError for several columns at once
+        slope.detach().sum().item()  # RuntimeError for several columns at once
         self.count += 1
 
 
