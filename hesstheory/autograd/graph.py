@@ -140,6 +140,11 @@ def is_in_train_mode(node: Node) -> bool:
     return bool(getattr(node, "_saved_training", False))
 
 
+def saved_option(node: Node, option: str) -> object:
+    """An option of the operation that made a node, which it saves; None where it saves none."""
+    return getattr(node, f"_saved_{option}", None)
+
+
 def shape_of(node: Node | None, output: int = 0) -> Sequence[int]:
     """Shape of an output of the operation that made a node."""
     if node is None:
@@ -244,6 +249,9 @@ _RECURRENT = (
 )
 # By a part of PyTorch's own message. The first that fits counts, so the general ones come last.
 _CURES = {
+    "hardsigmoid_backward": (
+        "Hardsigmoid has no second derivative in PyTorch: write relu6(x + 3) / 6, which is the same"
+    ),
     "use_reentrant": _REENTRANT,
     "Checkpointing is not compatible": _REENTRANT,
     "scaled_dot_product": (

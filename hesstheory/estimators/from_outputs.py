@@ -24,6 +24,7 @@ from hesstheory.estimators.protocol import VarianceLaw
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.loss_root import loss_root
 from hesstheory.outputs.per_sample import Linearised, first_samples, linearised
+from hesstheory.outputs.separable import separable_root
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
@@ -108,12 +109,24 @@ class LogitProbeTrace:
         trusted = few.trusted() if self.per_sample else frozenset[str]()
         for weight, batch in zip(problem.weights, problem.batches, strict=True):
             line = linearised(problem, batch, trusted)
-            S = loss_root(problem, line.outputs, batch)
-            for k in range(number if S.shape[2] else 0):
-                signs = self.probe.sample(S.shape[2], len(S), generator).mT.to(S)
-                u = (S @ signs[:, :, None]).reshape(line.outputs.shape)
+            for k, u in enumerate(self._combinations(line, generator, number)):
                 squares = line.squared_norms(u) if self.per_sample else line.squared_norm_of_sum(u)
                 yield k, weight, squares
+
+    def _combinations(
+        self, line: Linearised, generator: torch.Generator, number: int
+    ) -> Iterator[Tensor]:
+        """S_n ε_n of one batch, probe by probe."""
+        root = separable_root(line.problem, line.outputs, line.batch)
+        if root is not None:
+            for _ in range(number):
+                signs = self.probe.sample(root.num_signs, len(line.outputs), generator).mT
+                yield root.combination(signs.to(torch.float64))
+            return
+        S = loss_root(line.problem, line.outputs, line.batch)
+        for _ in range(number if S.shape[2] else 0):
+            signs = self.probe.sample(S.shape[2], len(S), generator).mT.to(S)
+            yield (S @ signs[:, :, None]).reshape(line.outputs.shape)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import torch
 from hesstheory.autograd.graph import graph_values
 from hesstheory.autograd.rows import apart_by_graph
 from hesstheory.outputs.per_sample import Linearised, first_samples
+from hesstheory.outputs.separable import bytes_of_root
 from hesstheory.problem.risk import Problem
 from hesstheory.run.memory import free_memory
 
@@ -59,8 +60,7 @@ def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
 
 def _bytes_of(problem: Problem, few: Linearised, values: int) -> int:
     """Bytes of so many values of a graph, and of a sample's loss Hessian with its root."""
-    # The Hessian in the outputs, and its root, are float64.
-    of_loss = 8 * few.outputs[:1].numel() ** 2
+    of_loss = bytes_of_root(few.outputs, few.root)
     return _KEPT * (problem.dtype.itemsize * max(values, 1) + of_loss)
 
 

@@ -18,6 +18,7 @@ from hesstheory.autograd.rows import generic
 from hesstheory.curvature.loss_slope import loss_slope
 from hesstheory.problem.batches import Batch, to_double
 from hesstheory.problem.risk import Problem
+from hesstheory.run.memory import free_memory
 
 # Roundings, in units of eps and of the largest curvature, that an entry of a loss's second
 # derivative may carry. Losses that are computed stably carry 55 at most, in float32 with up to 100
@@ -28,6 +29,10 @@ ROUNDINGS = 1e3
 # The same for a product with the Hessian of a softmax, in units of the sum of absolute values that
 # an entry is made of. Measured there: 64 at most.
 SOFTMAX_ROUNDINGS = 256
+
+
+# Bytes that are there without asking the system.
+_LITTLE = 16 * 2**20
 
 
 class NotConvex(ValueError):
@@ -159,15 +164,20 @@ def _softmax_root(slope: LossSlope) -> Float[Tensor, "samples outputs rank"] | N
     """Cholesky's factor of c(diag(p) − ppᵀ), p = softmax(f); None where the loss is another one.
 
     It takes no difference (Tanabe and Sagae 1992). Column j is √(p_j/q_{j−1}) times √q_j at j and
-    −p_i/√q_j below, with the tails q_j = Σ_{k>j} p_k.
+    −p_i/√q_j below, with the tails q_j of `softmax_factor`.
     """
     c = softmax_scale(slope)
     if c is None:
         return None
-    f = slope.at.detach()
-    p = f.log_softmax(1).exp()
+    return softmax_factor(slope.at.detach().log_softmax(1).exp(), c)
+
+
+def softmax_factor(
+    p: Float[Tensor, "samples classes"], c: Float[Tensor, "samples 1"]
+) -> Float[Tensor, "samples classes rank"]:
+    """Cholesky's factor of c(diag(p) − ppᵀ), from the tails q_j = Σ_{k>j} p_k."""
     # From j on; an underflown tail would give 0/0.
-    tails = p.flip(1).cumsum(1).flip(1).clamp(min=torch.finfo(f.dtype).tiny)
+    tails = p.flip(1).cumsum(1).flip(1).clamp(min=torch.finfo(p.dtype).tiny)
     before = tails[:, :-1]
     after = tails[:, 1:]
     L = torch.tril(-p[:, :, None] / after.sqrt()[:, None], -1)
@@ -178,18 +188,32 @@ def _softmax_root(slope: LossSlope) -> Float[Tensor, "samples outputs rank"] | N
 def softmax_scale(
     slope: LossSlope, roundings: float = SOFTMAX_ROUNDINGS
 ) -> Float[Tensor, "samples 1"] | None:
-    """c of every sample where the loss's Hessian is c(diag(p) − ppᵀ) up to rounding, else None.
+    """c of every sample where the loss's Hessian is c(diag(p) − ppᵀ) up to rounding, else None."""
+    f = slope.at
+    return None if f.ndim != 2 else softmax_scale_of(slope, 1, roundings)
 
-    Two products with generic vectors, for all samples at once, decide.
+
+def softmax_scale_of(
+    slope: LossSlope, axis: int, roundings: float
+) -> Float[Tensor, "positions 1"] | None:
+    """c of every position where the Hessian there is c(diag(p) − ppᵀ), zero between positions.
+
+    Two products with generic vectors, for all samples at once, decide. Classes lie along `axis`.
     """
     f = slope.at.detach()
-    if f.ndim != 2 or f.shape[1] < 2 or not slope.values.requires_grad:
+    C = f.shape[axis]
+    if C < 2 or not slope.values.requires_grad:
         return None
-    p = f.log_softmax(1).exp()
+
+    def by_position(values: Tensor) -> Float[Tensor, "2 positions classes"]:
+        return values.reshape(2, *f.shape).movedim(axis + 1, -1).reshape(2, -1, C)
+
+    p = f.movedim(axis, -1).reshape(-1, C).log_softmax(1).exp()
     # With two classes any slope is that of a softmax for one vector; coupled samples give another c
     # for the second.
-    u = generic(torch.stack([f, f]))
-    bent = slope.bent(u)
+    directions = generic(torch.stack([f, f]))
+    bent = by_position(slope.bent(directions.reshape(2, len(f), -1)))
+    u = by_position(directions)
     spread = p * (u - (p * u).sum(2, keepdim=True))
     # c is read off where 1 − p is no difference of near numbers: not at the likeliest class.
     second = spread[0].abs().scatter(1, p.argmax(1, keepdim=True), 0.0).argmax(1, keepdim=True)
@@ -204,6 +228,7 @@ def loss_hessians(
 ) -> Float[Tensor, "samples outputs outputs"]:
     """∂²loss/∂f_n² of every sample; ValueError where the loss couples samples beyond rounding."""
     N, D = slope.values.shape
+    _check_fits(slope, N, D)
     # Any two samples differ in a digit of their binary numbers. For every digit, the samples that
     # have it must not bend those that have not: log N products test all pairs.
     digits = torch.arange(N) >> torch.arange((N - 1).bit_length())[:, None] & 1
@@ -222,6 +247,17 @@ def loss_hessians(
             "matrix; use ggn(problem) with an estimator"
         )
     return (bent[:D].transpose(0, 1) + bent[:D].permute(1, 2, 0)) / 2
+
+
+def _check_fits(slope: LossSlope, N: int, D: int) -> None:
+    """Raises MemoryError where the Hessians of all samples cannot be held."""
+    # Directions, products, Hessians and eigenvectors.
+    needed = 4 * 8 * N * D * D
+    if needed > _LITTLE and needed > (free := free_memory(slope.at.device)):
+        raise MemoryError(
+            f"the loss Hessians of {N} samples with {D} outputs each take {needed:,} bytes, "
+            f"{free:,} are free: use LogitProbeTrace or LayerwiseTrace, or fewer samples"
+        )
 
 
 def _curvature_that_rounds(problem: Problem, slope: LossSlope, H: Tensor) -> float:

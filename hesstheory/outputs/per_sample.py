@@ -19,6 +19,7 @@ from hesstheory.curvature.limits import check_finite
 from hesstheory.curvature.linearised import checked_outputs
 from hesstheory.outputs.calls import Call, recorded_calls
 from hesstheory.outputs.rules import Norms
+from hesstheory.outputs.separable import SeparableRoot, separable_root
 from hesstheory.outputs.sample_gradients import one_by_one, pulled_back, side_by_side, square
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
@@ -166,6 +167,11 @@ class Linearised:
             if slope is not None:
                 found |= {name: squares for name, squares in norms(slope).items() if name in names}
         return found
+
+    @cached_property
+    def root(self) -> SeparableRoot | None:
+        """The root of the loss Hessian position by position; None where a dense one serves."""
+        return separable_root(self.problem, self.outputs, self.batch)
 
     @cached_property
     def pushed_values(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hesstheory.autograd.graph import owners, second_derivatives
 from hesstheory.autograd.products import vjp
 from hesstheory.autograd.rows import generic
-from hesstheory.autograd.rules import obstacle
+from hesstheory.autograd.rules import InPlace, obstacle
 from hesstheory.outputs.per_sample import Linearised
 
 # Parameters from which on a second derivative costs as much as a pass of one sample: one parameter
@@ -46,10 +46,12 @@ def check_piecewise_linear(line: Linearised) -> None:
     if line.outputs.grad_fn is None or obstacle(line.outputs) is None:
         return
     problem = line.problem
-    # A second forward pass, since only a refusal needs to know the module.
-    with owners(problem.model) as owner:
-        found = obstacle(problem.outputs(line.batch))
-    assert found is not None
+    # A second forward pass, since only a refusal needs to know the module, and what was in place.
+    in_place = InPlace()
+    with owners(problem.model) as owner, in_place:
+        outputs = problem.outputs(line.batch)
+    if (found := obstacle(outputs, in_place_is_linear=in_place.is_linear)) is None:
+        return
     node, reason = found
     where = owner.get(node, "")
     kind = type(problem.model.get_submodule(where)).__name__

@@ -19,14 +19,21 @@ from hesstheory.autograd.graph import differentiating
 from hesstheory.curvature.matrix import MatrixOf, ggn, hessian
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.loss_root import cheapest_root
-from hesstheory.outputs.per_sample import first_samples, linearised
+from hesstheory.outputs.per_sample import Linearised, first_samples, linearised
 from hesstheory.outputs.premise import check_no_bend, check_piecewise_linear
+from hesstheory.outputs.separable import separable_root
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
 from hesstheory.run.precision import full_precision
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Backward passes beyond which exact traces are refused: hours on the smallest networks.
+_MOST_COLUMNS = 2**14
+
+# Bytes of columns that are made at once.
+_COLUMN_BYTES = 64 * 2**20
 
 # `hessian` or `ggn`; their names as strings are the older spelling.
 Target = MatrixOf | str
@@ -140,10 +147,9 @@ def sample_traces(
 
     tables = []
     for part in _parts(problem, _is_hessian(matrix, target)):
-        size = round(part.weight * problem.num_samples)
-        if part.num_rows != size:
+        if part.num_rows != part.num_samples:
             raise ValueError(
-                f"the model returns {part.num_rows} rows for {size} samples: let it return one "
+                f"the model returns {part.num_rows} rows for {part.num_samples} samples: let it return one "
                 "for each, such as (N, T, C)"
             )
         tables.append(part.by_sample(problem))
@@ -178,6 +184,7 @@ class _Part:
     """What one batch adds: its weight in the risk, and each row's share of its mean traces."""
 
     weight: float
+    num_samples: int
     num_rows: int
     num_columns: int
     of_tensor: dict[str, Tensor]
@@ -193,11 +200,12 @@ class _Part:
     def by_sample(self, problem: Problem) -> Tensor:
         """The traces of every row by itself, rows × blocks."""
         blocks = problem.partition.blocks.values()
+        share = self.weight * problem.num_samples
         table = torch.zeros(self.num_rows, len(blocks), dtype=torch.float64)
         for column, names in zip(table.unbind(1), blocks, strict=True):
             for name in names:
                 if name in self.of_tensor:
-                    column += self.num_rows * self.of_tensor[name].double().cpu()
+                    column += share * self.of_tensor[name].double().cpu()
         return table
 
 
@@ -206,12 +214,34 @@ def _parts(problem: Problem, of_hessian: bool) -> Iterator[_Part]:
     few = first_samples(problem)
     problem = fitted(problem, few)
     trusted = few.trusted()
-    for weight, batch in zip(problem.weights, problem.batches, strict=True):
+    parts = zip(problem.weights, problem.batch_sizes, problem.batches, strict=True)
+    for weight, size, batch in parts:
         line = linearised(problem, batch, trusted)
         if of_hessian:
             check_piecewise_linear(line)
-        S = cheapest_root(problem, line.outputs, batch, no_penalty=of_hessian).movedim(2, 0)
-        squares = line.squared_norms_of_all(S.reshape(-1, *line.outputs.shape))
-        yield _Part(weight, len(line.outputs), len(S), squares)
+        num_columns, squares = _squares(line, of_hessian)
+        yield _Part(weight, size, len(line.outputs), num_columns, squares)
     if of_hessian:
         check_no_bend(few)
+
+
+def _squares(line: Linearised, of_hessian: bool) -> tuple[int, dict[str, Tensor]]:
+    """Columns of the root of one batch, and ‖S_nᵀJ_n‖² of every sample and tensor."""
+    root = separable_root(line.problem, line.outputs, line.batch, no_penalty=of_hessian)
+    if root is None:
+        S = cheapest_root(line.problem, line.outputs, line.batch, no_penalty=of_hessian)
+        columns = S.movedim(2, 0).reshape(-1, *line.outputs.shape)
+        return len(columns), line.squared_norms_of_all(columns)
+    if root.num_columns > _MOST_COLUMNS:
+        raise ValueError(
+            f"the outputs of a sample are {tuple(line.outputs.shape[1:])}: exact traces would cost "
+            f"{root.num_columns:,} backward passes through every batch; use "
+            "LogitProbeTrace(num_probes), which costs one for each probe"
+        )
+    found = dict[str, Tensor]()
+    size = max(_COLUMN_BYTES // line.outputs.nbytes, 1)
+    for start in range(0, root.num_columns, size):
+        part = slice(start, min(start + size, root.num_columns))
+        for name, squares in line.squared_norms_of_all(root.columns(part)).items():
+            found[name] = found[name] + squares if name in found else squares
+    return root.num_columns, found

@@ -43,7 +43,7 @@ BENT = {
     "a curve": (lambda w, v: (w @ v).tanh(), "Tanh is not known to be piecewise linear"),
     "a square": (lambda w, v: w * w, "Mul multiplies two values that depend on the same"),
     "a tie in series": (lambda w, v: w @ v @ w, "Mm multiplies .*a tie in series"),
-    "divided by a parameter": (lambda w, v: w / v, "Div is not known"),
+    "divided by a parameter": (lambda w, v: w / v, "Div by a value that depends on parameters"),
     "a function of the user": (lambda w, v: Doubled.apply(w), "a torch.autograd.Function of your"),
     "in place on a view": (in_place_on_a_view, "CopySlices, .*write it out of place"),
     "batch norm in train mode": (normed_in_train_mode, "is in train mode and divides by"),
