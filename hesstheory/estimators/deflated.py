@@ -92,7 +92,9 @@ class HutchPP:
             inside = Z - Q @ (Q.mT @ Z)
             forms.append(_by_block(problem, Z * _projected(H @ inside, Q)))
         samples = torch.cat(forms) + _by_block(problem, _taken_exactly(Q, HQ)[:, None])
-        return Estimate(labelled(samples, problem), num_matvecs=2 * Q.shape[1] + number)
+        return Estimate(
+            labelled(samples, problem), num_matvecs=2 * Q.shape[1] + number, name=problem.named()
+        )
 
 
 def _taken_exactly(Q: Tensor, HQ: Tensor) -> Float[Tensor, " params"]:
@@ -169,7 +171,9 @@ class XTrace:
         Q = Q.contiguous()
         parts = _left_out_in_turn(problem, Z, Y, Q, R, H @ Q)
         mean = torch.stack(parts).mean(0, keepdim=True)
-        return Estimate(labelled(mean, problem), num_matvecs=number + Q.shape[1])
+        return Estimate(
+            labelled(mean, problem), num_matvecs=number + Q.shape[1], name=problem.named()
+        )
 
 
 def _left_out_in_turn(

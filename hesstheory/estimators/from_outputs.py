@@ -99,7 +99,7 @@ class LogitProbeTrace:
             block: of_tensor[:, [order[name] for name in names]].sum(1).numpy()
             for block, names in problem.partition.blocks.items()
         }
-        return Estimate(pd.DataFrame(blocks), num_matvecs=number)
+        return Estimate(pd.DataFrame(blocks), num_matvecs=number, name=problem.named())
 
     def _draws(
         self, problem: Problem, few: Linearised, generator: torch.Generator, number: int
@@ -186,8 +186,12 @@ class ControlVariateTrace:
         )
         if self.exact:
             of_ggn = exact_traces(problem, matrix=ggn).value
-            return Estimate(of_residual.samples + of_ggn, of_residual.num_matvecs)
+            return Estimate(
+                of_residual.samples + of_ggn, of_residual.num_matvecs, name=problem.named()
+            )
         if generator is None:
             raise TypeError("exact=False draws logit probes: pass a torch.Generator beside probes=")
         drawn = LogitProbeTrace(len(of_residual.samples))(problem, generator)
-        return Estimate(of_residual.samples + drawn.samples, of_residual.num_matvecs)
+        return Estimate(
+            of_residual.samples + drawn.samples, of_residual.num_matvecs, name=problem.named()
+        )

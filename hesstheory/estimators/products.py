@@ -85,7 +85,7 @@ class LayerwiseTrace:
         curvature = self.matrix(problem)
         groups = _groups(self, problem, generator, num_probes, probes)
         samples = torch.cat([curvature.quadratic_forms(Z) for Z in groups])
-        return Estimate(labelled(samples, problem), num_matvecs=len(samples))
+        return Estimate(labelled(samples, problem), num_matvecs=len(samples), name=problem.named())
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,9 @@ class BlockSeparatedTrace:
         curvature = self.matrix(problem)
         groups = _groups(self, problem, generator, num_probes, probes)
         samples = torch.cat([curvature.separated_forms(Z) for Z in groups])
-        return Estimate(labelled(samples, problem), num_matvecs=samples.numel())
+        return Estimate(
+            labelled(samples, problem), num_matvecs=samples.numel(), name=problem.named()
+        )
 
 
 def _groups(

@@ -120,8 +120,13 @@ class Problem:
         return (
             f"Problem({type(self.model).__name__}, {self.num_params} parameters in "
             f"{len(self.partition.blocks)} blocks, {self.num_samples} samples in "
-            f"{len(self.batches)} batches, {self.dtype})"
+            f"{len(self.batches)} batches, {self.dtype}"
+            f"{', differentiated by a surrogate' if self.surrogate else ''})"
         )
+
+    def named(self, result: str | None = None) -> str | None:
+        """The name of a result, which says where the backward pass is that of a surrogate."""
+        return f"{result or 'trace'} of a surrogate" if self.surrogate else result
 
     # --- sizes and layout -----------------------------------------------------------------------
 

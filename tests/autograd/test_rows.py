@@ -205,6 +205,7 @@ def test_a_loss_that_couples_any_two_samples_is_refused(targets, build):
         exact_traces(problem)
 
 
+@pytest.mark.filterwarnings("ignore:loss_fn gives .* it is not the mean")
 @pytest.mark.parametrize("strength", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_classes_hide_no_coupling(strength, masked, build):
