@@ -60,7 +60,7 @@ def fitted(problem: Problem, few: Linearised | None = None) -> Problem:
 
 def _bytes_of(problem: Problem, few: Linearised, values: int) -> int:
     """Bytes of so many values of a graph, and of a sample's loss Hessian with its root."""
-    of_loss = bytes_of_root(few.outputs, few.root)
+    of_loss = bytes_of_root(few.outputs)
     return _KEPT * (problem.dtype.itemsize * max(values, 1) + of_loss)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from hesstheory.autograd.graph import differentiating, pushed_values, uses_of_leaves
@@ -18,8 +18,7 @@ from hesstheory.autograd.rows import Trial, apart_by_graph, generic
 from hesstheory.curvature.limits import check_finite
 from hesstheory.curvature.linearised import checked_outputs
 from hesstheory.outputs.calls import Call, recorded_calls
-from hesstheory.outputs.rules import Norms
-from hesstheory.outputs.separable import SeparableRoot, separable_root
+from hesstheory.outputs.rules import tied_norms
 from hesstheory.outputs.sample_gradients import one_by_one, pulled_back, side_by_side, square
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
@@ -33,6 +32,29 @@ _TRIED = 3
 
 
 @dataclass(frozen=True)
+class Rule:
+    """How squared gradients of some tensors follow from slopes.
+
+    Parameters
+    ----------
+    names
+        The tensors.
+    edges
+        Where the slopes are found, at the outputs of the modules that use the tensors.
+    norms
+        Of the slopes at these edges, None for zero: the squares by tensor.
+    """
+
+    names: tuple[str, ...]
+    edges: tuple[GradientEdge, ...]
+    norms: Callable[[Sequence[Tensor | None]], dict[str, Tensor]]
+
+    def covering(self, names: frozenset[str]) -> Rule:
+        """The same rule for some of its tensors alone."""
+        return replace(self, names=tuple(name for name in self.names if name in names))
+
+
+@dataclass(frozen=True)
 class Linearised:
     """Outputs of one batch with their graph, and how single samples' gradients are found.
 
@@ -42,12 +64,8 @@ class Linearised:
         What was linearised.
     outputs
         Of the batch, with their graph.
-    edges
-        By rule: where the slope at the output of its module is found.
-    norms
-        The rules.
-    ruled
-        By rule: the tensors that it covers.
+    rules
+        The rules that fit.
     others
         Tensors without a rule.
     """
@@ -55,20 +73,26 @@ class Linearised:
     problem: Problem
     batch: Batch
     outputs: Tensor
-    edges: tuple[GradientEdge, ...]
-    norms: tuple[Norms, ...]
-    ruled: tuple[tuple[str, ...], ...]
+    rules: tuple[Rule, ...]
     others: tuple[str, ...]
+
+    @property
+    def edges(self) -> tuple[GradientEdge, ...]:
+        """Where the slopes are found that the rules need, in their order."""
+        return tuple(edge for rule in self.rules for edge in rule.edges)
+
+    @property
+    def ruled(self) -> tuple[str, ...]:
+        """Names of the tensors that have a rule."""
+        return tuple(name for rule in self.rules for name in rule.names)
 
     def with_rules_for(self, trusted: frozenset[str]) -> Linearised:
         """The same with rules for trusted tensors alone."""
-        kept = [i for i, names in enumerate(self.ruled) if not trusted.isdisjoint(names)]
-        untrusted = [name for names in self.ruled for name in names if name not in trusted]
+        kept = [rule.covering(trusted) for rule in self.rules]
+        untrusted = [name for name in self.ruled if name not in trusted]
         return replace(
             self,
-            edges=tuple(self.edges[i] for i in kept),
-            norms=tuple(self.norms[i] for i in kept),
-            ruled=tuple(tuple(name for name in self.ruled[i] if name in trusted) for i in kept),
+            rules=tuple(rule for rule in kept if rule.names),
             others=(*self.others, *untrusted),
         )
 
@@ -78,7 +102,7 @@ class Linearised:
         The rules are tried beside plain gradients. One row tells; another one is tried for tensors
         whose gradient is zero there. What no row tells is not trusted.
         """
-        untold = {name for names in self.ruled for name in names}
+        untold = set(self.ruled)
         right = set[str]()
         for row in range(len(self.outputs))[: -_TRIED - 1 : -1]:
             told = self._told_by(row) if untold else {}
@@ -90,7 +114,7 @@ class Linearised:
         """Whether the rule is right about one row, for the tensors that have a gradient there."""
         alone = torch.zeros_like(self.outputs)
         alone[row] = generic(alone[row])
-        names = [name for names in self.ruled for name in names]
+        names = list(self.ruled)
         inputs: list[GradientEdge | Tensor] = [*self.edges]
         inputs += [self.problem.params[name] for name in names]
         found = torch.autograd.grad(
@@ -100,9 +124,10 @@ class Linearised:
             retain_graph=True,
             allow_unused=True,
         )
-        slopes = found[: len(self.edges)]
-        by_rule = self._summed([None if slope is None else slope[None] for slope in slopes])
-        plain = dict(zip(names, found[len(self.edges) :], strict=True))
+        num_edges = len(self.edges)
+        slopes = [None if slope is None else slope[None] for slope in found[:num_edges]]
+        by_rule = self._summed(slopes)
+        plain = dict(zip(names, found[num_edges:], strict=True))
         return _agreement(by_rule, plain, row, alone)
 
     def squared_norms(self, cotangent: Tensor) -> dict[str, Float[Tensor, " samples"]]:
@@ -136,15 +161,16 @@ class Linearised:
         """What the rules give, and the tensors whose slopes do not go by rows."""
         found = dict[str, Tensor]()
         K = len(cotangents)
-        if not self.edges or K == 0:
+        edges = self.edges
+        if not edges or K == 0:
             return found, []
         trial = None
         columns = cotangents
         if not self.apart:
-            trial = Trial(cotangents, len(self.edges), stream(0, "proportions of rows"))
+            trial = Trial(cotangents, len(edges), stream(0, "proportions of rows"))
             columns = torch.cat([cotangents, trial.combination[None]])
         for part in chunks(len(columns), self.pushed_values):
-            slopes = vjp([self.outputs], [columns[part]], self.edges)
+            slopes = vjp([self.outputs], [columns[part]], edges)
             if trial is not None:
                 slopes = trial.seen(part, slopes)
             # The trial's combination, which comes last, is no column of the sum.
@@ -152,7 +178,8 @@ class Linearised:
             if part.start < K:
                 _add(found, self._summed(own))
         numbers = set[int]() if trial is None else trial.coupled()
-        coupled = [name for number in numbers for name in self.ruled[number]]
+        owners = [rule.names for rule in self.rules for _ in rule.edges]
+        coupled = [name for number in sorted(numbers) for name in owners[number]]
         return {name: squares for name, squares in found.items() if name not in coupled}, coupled
 
     @cached_property
@@ -163,15 +190,12 @@ class Linearised:
     def _summed(self, slopes: Sequence[Tensor | None]) -> dict[str, Float[Tensor, " samples"]]:
         """What the rules make of the slopes at the outputs of their modules."""
         found = dict[str, Tensor]()
-        for norms, names, slope in zip(self.norms, self.ruled, slopes, strict=True):
-            if slope is not None:
-                found |= {name: squares for name, squares in norms(slope).items() if name in names}
+        rest = iter(slopes)
+        for rule in self.rules:
+            own = [next(rest) for _ in rule.edges]
+            if any(slope is not None for slope in own):
+                found |= {name: s for name, s in rule.norms(own).items() if name in rule.names}
         return found
-
-    @cached_property
-    def root(self) -> SeparableRoot | None:
-        """The root of the loss Hessian position by position; None where a dense one serves."""
-        return separable_root(self.problem, self.outputs, self.batch)
 
     @cached_property
     def pushed_values(self) -> int:
@@ -266,20 +290,46 @@ def _forward(problem: Problem, batch: Batch) -> Linearised:
             "the model returns a scalar: let it keep the axis of the samples, as squeeze(-1) does"
         )
     uses = uses_of_leaves(outputs)
-    edges = list[GradientEdge]()
-    rules = list[Norms]()
-    ruled = list[tuple[str, ...]]()
-    for call in calls.values():
-        wanted = _covered(problem, call, uses)
-        norms = call.norms(wanted) if wanted else None
-        if norms is not None:
-            edges.append(call.edge)
-            rules.append(norms)
-            ruled.append(tuple(wanted.values()))
-    covered = {name for names in ruled for name in names}
+    rules = [rule for call in calls.values() if (rule := _rule(problem, call, uses))]
+    rules += _rules_of_ties(problem, list(calls.values()), uses)
+    covered = {name for rule in rules for name in rule.names}
     reached = [name for name, p in problem.params.items() if uses.get(id(p), 0)]
     others = tuple(name for name in reached if name not in covered)
-    return Linearised(problem, batch, outputs, tuple(edges), tuple(rules), tuple(ruled), others)
+    return Linearised(problem, batch, outputs, tuple(rules), others)
+
+
+def _rule(problem: Problem, call: Call, uses: Mapping[int, int]) -> Rule | None:
+    """The rule for the tensors whose only use is a call; None where none fits."""
+    wanted = _covered(problem, call, uses)
+    norms = call.norms(wanted) if wanted else None
+    if norms is None:
+        return None
+
+    def of_slopes(slopes: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        (slope,) = slopes
+        return {} if slope is None else norms(slope)
+
+    return Rule(tuple(wanted.values()), (call.edge,), of_slopes)
+
+
+def _rules_of_ties(
+    problem: Problem, calls: Sequence[Call], uses: Mapping[int, int]
+) -> Iterator[Rule]:
+    """Rules for matrices whose two uses are an embedding and a linear layer without bias."""
+    heads = {id(call.module.weight): call for call in calls if type(call.module) is nn.Linear}
+    names = {id(p): name for name, p in problem.params.items()}
+    for call in calls:
+        key = id(call.module.weight)
+        if not isinstance(call.module, nn.Embedding) or key not in heads or key not in names:
+            continue
+        head = heads[key]
+        assert isinstance(head.module, nn.Linear)
+        fits = call.is_as_recorded and head.is_as_recorded and uses.get(key, 0) == 2
+        if not fits or head.module.bias is not None:
+            continue
+        norms = tied_norms(call.module, call.inputs, head.module, head.inputs, names[key])
+        if norms is not None:
+            yield Rule((names[key],), (call.edge, head.edge), norms)
 
 
 def _covered(problem: Problem, call: Call, uses: Mapping[int, int]) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from operator import add
 from typing import Any
@@ -191,6 +191,77 @@ def _embedding(module: nn.Embedding, x: Tensor, names: dict[str, str]) -> Norms 
     return norms
 
 
+def _affine_norm(
+    module: nn.LayerNorm | nn.RMSNorm, x: Tensor, names: dict[str, str]
+) -> Norms | None:
+    """Σ_t δ_nt ∘ x̂_nt of the weight and Σ_t δ_nt of the bias, x̂ the normalised input."""
+    entries = math.prod(module.normalized_shape)
+    if x.ndim <= len(module.normalized_shape):
+        return None
+    rows = x.reshape(len(x), -1, entries)
+    centred = rows - rows.mean(2, keepdim=True) if isinstance(module, nn.LayerNorm) else rows
+    eps = torch.finfo(x.dtype).eps if module.eps is None else module.eps
+    normalised = centred * (centred.square().mean(2, keepdim=True) + eps).rsqrt()
+
+    def norms(slopes: Tensor) -> dict[str, Tensor]:
+        D = slopes.reshape(len(slopes), *rows.shape)
+        found = dict[str, Tensor]()
+        if "weight" in names:
+            found[names["weight"]] = (D * normalised).sum(2).square().sum((0, 2))
+        if "bias" in names:
+            found[names["bias"]] = D.sum(2).square().sum((0, 2))
+        return found
+
+    return norms
+
+
+def tied_norms(
+    embedding: nn.Embedding, tokens: Tensor, head: nn.Linear, x: Tensor, name: str
+) -> Callable[[Sequence[Tensor | None]], dict[str, Tensor]] | None:
+    """The rule for a matrix that embeds tokens and is the head as well.
+
+    The gradient of a sample is Σ_t e_{x_t} δ_tᵀ + Σ_s σ_s h_sᵀ, with slopes δ at the embedding and
+    σ at the head, whose input is h. The cross term of its square is 2 Σ_ts σ_s[x_t] ⟨δ_t, h_s⟩.
+
+    Parameters
+    ----------
+    embedding, tokens
+        The module and its input.
+    head, x
+        The module and its input.
+    name
+        Of the matrix.
+    """
+    if x.ndim != 3 or tokens.ndim != 2 or len(x) != len(tokens):
+        return None
+    of_embedding = _embedding(embedding, tokens, {"weight": name})
+    of_head = _linear(head, x, {"weight": name})
+    if of_embedding is None or of_head is None:
+        return None
+    padding = embedding.padding_idx
+    is_token = None if padding is None else (tokens != padding)[:, :, None]
+
+    def norms(slopes: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        at_embedding, at_head = slopes
+        squares = x.new_zeros(len(x))
+        if at_embedding is not None:
+            squares = squares + of_embedding(at_embedding)[name]
+        if at_head is not None:
+            squares = squares + of_head(at_head)[name]
+        if at_embedding is None or at_head is None:
+            return {name: squares}
+        for delta, sigma in zip(at_embedding, at_head, strict=True):
+            products = delta @ x.mT  # samples × t × s
+            index = tokens[:, None].expand(-1, sigma.shape[1], -1)
+            picked = sigma.gather(2, index).mT
+            if is_token is not None:
+                picked = picked * is_token
+            squares = squares + 2 * (products * picked).sum((1, 2))
+        return {name: squares}
+
+    return norms
+
+
 NORM_RULES: dict[type[nn.Module], _Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
@@ -198,4 +269,6 @@ NORM_RULES: dict[type[nn.Module], _Rule] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.Embedding: _embedding,
+    nn.LayerNorm: _affine_norm,
+    nn.RMSNorm: _affine_norm,
 }

@@ -84,7 +84,7 @@ class SoftmaxRoot:
 
     def columns(self, part: slice) -> Float[Tensor, "columns samples ..."]:
         """Columns of Cholesky's factors, each at one position and zero at the others."""
-        N, _, C = self.p.shape
+        C = self.p.shape[2]
         K = part.stop - part.start
         found = self.p.new_zeros(K, *self.p.shape)
         for m in range(part.start // (C - 1), -(-part.stop // (C - 1))):
@@ -168,15 +168,22 @@ def separable_root(
     NotTwiceDifferentiable
         The loss has no second derivative.
     """
-    if outputs.ndim < 2 or (outputs.ndim == 2 and outputs.shape[1] <= _WIDE):
+    if not _is_wide(outputs):
         return None
     slope = slope_of(problem, outputs, batch, no_penalty)
     if not slope.values.requires_grad:
         return None
     for axis in sorted({1, outputs.ndim - 1}):
-        if (root := _softmax(slope, outputs, axis)) is not None:
+        if _sums_to_zero(slope, axis) and (root := _softmax(slope, outputs, axis)) is not None:
             return root
     return _diagonal(slope, outputs)
+
+
+def _sums_to_zero(slope: LossSlope, axis: int) -> bool:
+    """Whether the slopes along an axis add up to zero, as those of a softmax do."""
+    values = slope.values.detach().reshape(slope.at.shape)
+    rounding = ROUNDINGS * slope.eps * float(values.abs().max())
+    return bool((values.sum(axis).abs() <= rounding).all())
 
 
 def _softmax(slope: LossSlope, outputs: Tensor, axis: int) -> SoftmaxRoot | None:
@@ -207,7 +214,13 @@ def _diagonal(slope: LossSlope, outputs: Tensor) -> DiagonalRoot | None:
     return DiagonalRoot(d.clamp(min=0), outputs.detach())
 
 
-def bytes_of_root(outputs: Tensor, root: SeparableRoot | None) -> int:
+def bytes_of_root(outputs: Tensor) -> int:
     """Bytes of what a sample's loss Hessian takes with its root, in float64."""
     D = math.prod(outputs.shape[1:])
-    return 8 * D * (4 if root is not None else D)
+    # Of many outputs the root goes position by position, or is refused where it would be made.
+    return 8 * D * (4 if _is_wide(outputs) else D)
+
+
+def _is_wide(outputs: Tensor) -> bool:
+    """Whether a dense root is not worth it."""
+    return outputs.ndim > 2 or (outputs.ndim == 2 and outputs.shape[1] > _WIDE)

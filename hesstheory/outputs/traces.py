@@ -150,8 +150,8 @@ def sample_traces(
     for part in _parts(problem, _is_hessian(matrix, target)):
         if part.num_rows != part.num_samples:
             raise ValueError(
-                f"the model returns {part.num_rows} rows for {part.num_samples} samples: let it return one "
-                "for each, such as (N, T, C)"
+                f"the model returns {part.num_rows} rows for {part.num_samples} samples: let it "
+                "return one for each, such as (N, T, C)"
             )
         tables.append(part.by_sample(problem))
     columns = pd.Index(list(problem.partition.blocks), dtype=object)
