@@ -201,3 +201,65 @@ def test_a_layer_that_is_dead_for_all_samples_costs_a_pass_for_a_column(generato
     assert len(passes) == 3 + 2 * 2, (
         "three trials, and for two columns one of the rules and one of the others"
     )
+
+
+class Normed(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(4, 6), norm(6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = self.norm(self.first(x))
+        return self.last(h if h.ndim == 2 else h.mean(1))
+
+
+@pytest.mark.parametrize("shape", [(7, 4), (7, 5, 4)], ids=["rows", "positions"])
+@pytest.mark.parametrize(
+    "norm",
+    [nn.LayerNorm, nn.RMSNorm, lambda width: nn.LayerNorm(width, eps=0.3, bias=False)],
+    ids=["layer norm", "RMS norm", "large eps"],
+)
+def test_normalised_rows(norm, shape, build):
+    model, x = build(lambda: Normed(norm)).double(), build(lambda: torch.randn(shape)).double()
+    with torch.no_grad():
+        for p in model.norm.parameters():
+            p.add_(build(lambda p=p: torch.randn(p.shape)).double())
+    problem = Problem(model, F.cross_entropy, [(x, torch.arange(7) % 3)])
+    assert not linearised(problem, problem.batches[0]).others
+    close(exact_traces(problem, matrix=ggn), ggn(problem).trace_by_block())
+
+
+class Language(nn.Module):
+    """Tokens in, logits of tokens out, by one matrix."""
+
+    def __init__(self, *, padding_idx=None, bias=False, uses=2):
+        super().__init__()
+        self.embed = nn.Embedding(5, 3, padding_idx=padding_idx)
+        self.mix = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 5, bias=bias)
+        self.head.weight = self.embed.weight
+        self.uses = uses
+
+    def forward(self, x):
+        h = torch.tanh(self.mix(self.embed(x)).cumsum(1))
+        if self.uses > 2:
+            h = h + self.embed.weight.mean(0)
+        return self.head(h)
+
+
+def of_tokens(outputs, targets):
+    return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+@pytest.mark.parametrize(
+    ("options", "has_rule"),
+    [({}, True), ({"padding_idx": 1}, True), ({"bias": True}, False), ({"uses": 3}, False)],
+    ids=["tied", "padding", "bias", "a third use"],
+)
+def test_a_matrix_that_embeds_and_is_the_head(options, has_rule, build):
+    model = build(lambda: Language(**options)).double()
+    x = torch.arange(24).reshape(4, 6) ** 2 % 5
+    problem = Problem(model, of_tokens, [(x, x.roll(-1, 1))])
+    line = linearised(problem, problem.batches[0])
+    assert ("embed.weight" not in line.others) == has_rule
+    close(exact_traces(problem, matrix=ggn), ggn(problem).trace_by_block())
