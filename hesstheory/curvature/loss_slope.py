@@ -20,6 +20,7 @@ from hesstheory.autograd.graph import (
     differentiating,
     graph_leaves,
     operation,
+    second_derivatives,
 )
 from hesstheory.autograd.products import gradients_of
 from hesstheory.autograd.rows import generic
@@ -79,8 +80,8 @@ def loss_slope(
             stacklevel=2,
         )
     slope = _slope(problem, leaf, batch)
-    if not slope.requires_grad and bool(slope.any()):
-        return leaf, _linear(slope, leaf, outputs)
+    if bool(slope.any()) and _is_constant(problem, slope, leaf, batch):
+        return leaf, _linear(slope.detach(), leaf, outputs)
     restored = restored_slope(problem, leaf, batch)
     return leaf, slope if restored is None else restored(leaf)
 
@@ -198,6 +199,27 @@ def _signed_sigmoid(problem: Problem, batch: Batch, tame: Tensor, there: Tensor)
     return slope
 
 
+def _is_constant(problem: Problem, slope: Tensor, leaf: Tensor, batch: Batch) -> bool:
+    """Whether a slope is the same at all outputs: its derivative is zero here and at tame ones."""
+    if not slope.requires_grad:
+        return True
+    if _bends(slope, leaf):
+        return False
+    # What is zero here alone has underflowed, or is a flat piece of the loss.
+    tame = generic(leaf.detach()).requires_grad_()
+    with suppress(ValueError):  # a loss that has no value there
+        there = _slope(problem, tame, batch)
+        return not there.requires_grad or not _bends(there, tame)
+    return False
+
+
+def _bends(slope: Tensor, at: Tensor) -> bool:
+    """Whether a slope has a derivative other than zero."""
+    with second_derivatives():
+        (row,) = gradients_of(slope, [at], create_graph=True, grad_outputs=generic(slope.detach()))
+    return row is not None and bool(row.any())
+
+
 def _linear(slope: Tensor, leaf: Tensor, outputs: Tensor) -> Tensor:
     """A constant slope s, with the derivative that it has through the softmax of log-probabilities.
 
@@ -205,6 +227,10 @@ def _linear(slope: Tensor, leaf: Tensor, outputs: Tensor) -> Tensor:
     log-probabilities in place of that of the logits, diag(−(Σ s) p) gives the same matrix.
     """
     node = outputs.grad_fn
+    if (
+        node is not None and operation(node) == "ToCopy"
+    ):  # float32 outputs of which float64 is asked
+        (node, _), *_ = node.next_functions
     if node is None or operation(node) != "LogSoftmax":
         warnings.warn(
             "the loss is linear in the outputs, so that the Gauss-Newton matrix is zero by "

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from hesstheory.autograd.graph import coarsest_eps
 from hesstheory.autograd.products import chunks, vjp
 from hesstheory.autograd.rows import generic
+from hesstheory.curvature.limits import check_finite
 from hesstheory.curvature.loss_slope import loss_slope
 from hesstheory.problem.batches import Batch, to_double
 from hesstheory.problem.risk import Problem
@@ -121,14 +122,16 @@ class LossSlope:
     ) -> Float[Tensor, "directions samples outputs"]:
         """The Hessian of the loss in the outputs of all samples times directions."""
         (rows,) = vjp([self.values], [directions], [self.at])
-        return torch.zeros_like(directions) if rows is None else rows.reshape(directions.shape)
+        if rows is None:
+            return torch.zeros_like(directions)
+        check_finite(rows)
+        return rows.reshape(directions.shape)
 
 
 def slope_of(
     problem: Problem, outputs: Tensor, batch: Batch, no_penalty: bool = False
 ) -> LossSlope:
     """The slope of the loss at the outputs of a batch."""
-    outputs = outputs.detach()
     in_double = (batch[0], tree_map(to_double, batch[1]))
     # Where a softmax is sure its curvature is small, and it comes as the difference of terms that
     # are not small: float32 leaves nothing of it.
@@ -156,7 +159,9 @@ def _orthogonal_root(problem: Problem, slope: LossSlope) -> Float[Tensor, "sampl
             "matrix is then no sum of squares; use hessian(problem) with an estimator"
         )
     root = vectors * values.clamp(min=0).sqrt()[:, None]
-    kept: Tensor = root[..., values.amax(0) > rounding * values.abs().max()]
+    # Of a loss in a coarse dtype three quarters of the digits: the bound may exceed all columns.
+    zero = min(rounding, slope.eps**0.75) * values.abs().max()
+    kept: Tensor = root[..., values.amax(0) > zero]
     return kept
 
 
