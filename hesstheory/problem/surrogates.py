@@ -8,7 +8,7 @@ and semi-gradients. Second derivatives are lost where a Function keeps intermedi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hesstheory.autograd.graph import (
     check_twice_differentiable,
@@ -95,7 +95,10 @@ def suspects(problem: Problem, loss: Tensor, watch: Watch) -> list[str]:
         found.append("a hook that the forward pass registers on a tensor")
     # The forward of a Function runs without gradients, too.
     if watch.detaches or (watch.disables and not functions):
-        found.append("a value that the forward pass detaches (detach, .data or no_grad)")
+        found.append(
+            "a value that the forward pass or the loss detaches (detach, .data, no_grad, or a "
+            "checkpoint with use_reentrant=True)"
+        )
     return found
 
 
@@ -106,13 +109,13 @@ def _hooked(p: Tensor) -> bool:
 
 # --- the trials ---------------------------------------------------------------------------------
 
-# Samples of the first batch that are tried: at most eight, and so few that about 24 passes through
+# Samples of the first batch that are tried: at most eight, and so few that about 26 passes through
 # them cost less than four through all.
 _SAMPLES = 8
 _SHARE = 12
 
 # Steps relative to the size of each tensor. Long ones bend or cross kinks, short ones round.
-_STEPS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+_STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 
 # Times the error of a difference, which is itself known to a factor of a few.
 _ERRORS = 30
@@ -129,8 +132,8 @@ _SCALES = (1e-6, 1e6)
 def check_is_derivative(problem: Problem, found: Sequence[str]) -> str:
     """What two trials along one direction show against the backward pass; empty if nothing.
 
-    gᵀv is compared with differences of the risk, Hv with differences of g, at five steps, and the
-    gradient of multiples of the risk with multiples of g.
+    gᵀv is compared with differences of the risk, Hv with differences of g, both at several steps.
+    The gradient of multiples of the risk is compared with multiples of g.
 
     Parameters
     ----------
@@ -158,6 +161,8 @@ def few_samples(problem: Problem) -> Problem:
     size = problem.samples_of_batch[0]
     number = min(max(problem.num_samples // _SHARE, 1), _SAMPLES)
     few = problem.with_batches(problem.batches[:1]) if size is None else problem.head(number)
+    if _loss_detaches(few):  # it would go on reading the parameters of the model in its own dtype
+        return few
     try:
         doubled = few.double()
         doubled.loss(doubled.batches[0])
@@ -167,6 +172,15 @@ def few_samples(problem: Problem) -> Problem:
     except Exception:
         return few
     return doubled
+
+
+def _loss_detaches(problem: Problem) -> bool:
+    """Whether the loss by itself detaches what depends on parameters, as semi-gradients do."""
+    (batch,) = problem.batches
+    outputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, problem.outputs(batch))
+    with differentiating(), Watch(problem.device.type) as watch:
+        problem.loss_of(outputs, batch)
+    return watch.detaches or watch.disables
 
 
 @dataclass
@@ -184,7 +198,7 @@ class _Trial:
         params = self.problem.params
         v = {name: generic(p.detach()) for name, p in params.items()}
         self.direction = {name: _size(p) / _size(v[name]) * v[name] for name, p in params.items()}
-        loss, g = self._gradient({}, create_graph=True)
+        loss, g = self._gradient(0.0, create_graph=True)
         self.eps = coarsest_eps(loss)
         self.loss = loss.item()
         self.gradient = [a.detach() for a in g]
@@ -208,7 +222,7 @@ class _Trial:
     def is_linear(self) -> bool:
         """Whether the gradient of a multiple of the risk is that multiple of the gradient."""
         for scale in _SCALES:
-            _, g = self._gradient({}, scale=scale)
+            _, g = self._gradient(0.0, scale=scale)
             for a, b in zip(g, self.gradient, strict=True):
                 bound = max(self.eps**0.5, _RELATIVE) * float(b.norm())
                 if float((a / scale - b).norm()) > bound:
@@ -233,7 +247,7 @@ class _Trial:
         if not self.product:
             return ""
         steps = _STEPS[::2]
-        ends = [(self._gradient(self._at(h))[1], self._gradient(self._at(-h))[1]) for h in steps]
+        ends = [(self._gradient(h)[1], self._gradient(-h)[1]) for h in steps]
         for j, (name, row) in enumerate(zip(self.problem.params, self.product, strict=True)):
             found = [(a[j] - b[j]) / (2 * h) for (a, b), h in zip(ends, steps, strict=True)]
             size = float(self.gradient[j].norm())
@@ -246,29 +260,34 @@ class _Trial:
                 )
         return ""
 
-    def _at(self, step: float) -> dict[str, Tensor]:
-        """θ + hv."""
-        params = self.problem.params
-        return {name: p.detach() + step * self.direction[name] for name, p in params.items()}
+    @contextmanager
+    def _at(self, step: float) -> Iterator[None]:
+        """The parameters hold θ + hv, and their own values again in the end.
+
+        They stay the leaves that hooks belong to, and a loss that calls the model sees them move.
+        """
+        own = {name: p.data for name, p in self.problem.params.items()}
+        with differentiating():
+            for name, p in self.problem.params.items():
+                p.data = own[name] + step * self.direction[name] if step else own[name]
+            try:
+                yield
+            finally:
+                for name, p in self.problem.params.items():
+                    p.data = own[name]
 
     def _loss(self, step: float) -> float:
         """The risk at θ + hv."""
-        return self._risk(self._at(step)).item()
-
-    def _risk(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """The loss of the few samples at other values of the parameters."""
-        (batch,) = self.problem.batches
-        return self.problem.loss_of(self.problem.outputs_at(tensors, batch[0]), batch)
+        with self._at(step):
+            return self.problem.loss(self.problem.batches[0]).item()
 
     def _gradient(
-        self, tensors: Mapping[str, Tensor], *, scale: float = 1.0, create_graph: bool = False
+        self, step: float, *, scale: float = 1.0, create_graph: bool = False
     ) -> tuple[Tensor, list[Tensor]]:
-        """The risk and its gradient, through the hooks of the parameters."""
+        """The risk and its gradient at θ + hv, through the hooks of the parameters."""
         params = self.problem.params
-        # Hooks belong to the parameters, which therefore stay the leaves: they move by a shift.
-        shifted = {name: params[name] + (tensors[name] - params[name].detach()) for name in tensors}
-        loss = self._risk(shifted)
-        with differentiating():
+        with self._at(step):
+            loss = self.problem.loss(self.problem.batches[0])
             found = gradients_of(
                 loss,
                 list(params.values()),
