@@ -120,11 +120,14 @@ def samples_of_batches(batches: Sequence[Batch], weight: Weight | None) -> tuple
     ------
     TypeError, ValueError
         There is no batch, a batch is no pair or empty, inputs and targets differ in length, or the
-        samples of one of several batches cannot be told; the last two only without `weight`.
+        samples of one of several batches cannot be told; the last two only without `weight`. The
+        weight of a batch is no positive number.
     """
     if not batches:
         raise ValueError("batches is empty: pass at least one (inputs, targets) pair")
     known = tuple(_samples(number, batch, weight) for number, batch in enumerate(batches))
+    if weight is not None:
+        terms_of_batches(batches, weight)  # refuses what gives no numbers
     if len(batches) > 1 and weight is None and None in known:
         number = known.index(None)
         raise ValueError(
@@ -167,7 +170,7 @@ def _samples(number: int, batch: Batch, weight: Weight | None) -> int | None:
         )
     inputs, targets = batch
     _check_tensors(number, inputs)
-    if not _has_rows(inputs):
+    if not _has_rows(inputs, targets):
         return None
     lengths = set(_lengths(inputs))
     if not lengths or 0 in lengths:
@@ -185,12 +188,14 @@ def _samples(number: int, batch: Batch, weight: Weight | None) -> int | None:
     return min(lengths) if len(lengths | of_targets) == 1 else None
 
 
-def _has_rows(inputs: object) -> bool:
+def _has_rows(inputs: object, targets: object) -> bool:
     """Whether the first axis of every tensor is that of the samples, by what kind of input it is.
 
     A list may hold one tensor per sample as well as several tensors with a row per sample.
     """
-    if isinstance(inputs, PackedSequence) or (isinstance(inputs, list) and len(inputs) > 1):
+    if isinstance(inputs, PackedSequence):
+        return False
+    if isinstance(inputs, list) and (len(inputs) > 1 or isinstance(targets, list)):
         return False
     leaves = tree_leaves(inputs)
     return all(isinstance(x, Tensor | int | float | None) for x in leaves) and not any(

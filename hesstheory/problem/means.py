@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hesstheory.autograd.graph import coarsest_eps
+from hesstheory.autograd.rows import generic
 from hesstheory.problem.batches import cut, to_double
 from hesstheory.problem.forward import loss_value
 
@@ -40,7 +41,7 @@ def why_no_mean(problem: Problem, number: int) -> str:
     size = problem.samples_of_batch[number]
     if size is None or size < 2:
         return ""
-    compared = _Compared(problem, number, problem.outputs(problem.batches[number]))
+    compared = _Compared(problem, number, problem.outputs(problem.batches[number])).with_a_loss()
     for at in sorted({size // 2, max(size // 3, 1)}, reverse=True):
         if why := compared.why_no_mean(at, size):
             return why
@@ -54,6 +55,17 @@ class _Compared:
     problem: Problem
     number: int
     outputs: object
+
+    def with_a_loss(self) -> _Compared:
+        """Itself, or at tame outputs where the loss is zero: a sum of zeros is their mean."""
+        size = self.problem.samples_of_batch[self.number] or 0
+        if not self._by_rows or bool(self._loss(self.outputs, 0, size)):
+            return self
+        tame = replace(self, outputs=tree_map(_tame, self.outputs))
+        with suppress(RuntimeError, TypeError, ValueError):  # a loss that has no value there
+            if bool(torch.isfinite(tame._loss(tame.outputs, 0, size))):
+                return tame
+        return self
 
     def why_no_mean(self, at: int, size: int) -> str:
         """What a cut in front of sample `at` shows; empty where the mean of the parts is right."""
@@ -123,6 +135,13 @@ class _Compared:
 def _detached(value: object) -> object:
     """A tensor without its graph; anything else as it is."""
     return value.detach() if isinstance(value, Tensor) else value
+
+
+def _tame(value: object) -> object:
+    """Numbers of order one in place of a tensor's; anything else as it is."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    return generic(value.detach())
 
 
 def _leaf(value: object) -> object:
