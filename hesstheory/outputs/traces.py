@@ -125,7 +125,7 @@ def sample_traces(
     -------
     DataFrame
         A row per sample, numbered through the batches, and a column per block. Their mean is
-        `exact_traces`.
+        `exact_traces`. Where the samples of a batch cannot be counted, rows of the outputs count.
 
     Raises
     ------
@@ -146,14 +146,15 @@ def sample_traces(
     """
     import pandas as pd
 
-    tables = []
-    for part in _parts(problem, _is_hessian(matrix, target)):
-        if part.num_rows != part.num_samples:
+    parts = list(_parts(problem, _is_hessian(matrix, target)))
+    for part in parts:
+        if part.num_samples not in (part.num_rows, None):
             raise ValueError(
                 f"the model returns {part.num_rows} rows for {part.num_samples} samples: let it "
                 "return one for each, such as (N, T, C)"
             )
-        tables.append(part.by_sample(problem))
+    N = sum(part.num_rows for part in parts)
+    tables = [part.by_sample(problem, N) for part in parts]
     columns = pd.Index(list(problem.partition.blocks), dtype=object)
     return pd.DataFrame(torch.cat(tables).numpy(), columns=columns).rename_axis("sample")
 
@@ -185,7 +186,7 @@ class _Part:
     """What one batch adds: its weight in the risk, and each row's share of its mean traces."""
 
     weight: float
-    num_samples: int
+    num_samples: int | None
     num_rows: int
     num_columns: int
     of_tensor: dict[str, Tensor]
@@ -198,10 +199,10 @@ class _Part:
         sums = torch.stack(list(self.of_tensor.values())).sum(1, dtype=torch.float64).tolist()
         return dict(zip(self.of_tensor, sums, strict=True))
 
-    def by_sample(self, problem: Problem) -> Tensor:
-        """The traces of every row by itself, rows × blocks."""
+    def by_sample(self, problem: Problem, N: int) -> Tensor:
+        """The traces of every row by itself, as one of N: rows × blocks."""
         blocks = problem.partition.blocks.values()
-        share = self.weight * problem.num_samples
+        share = self.weight * N
         table = torch.zeros(self.num_rows, len(blocks), dtype=torch.float64)
         for column, names in zip(table.unbind(1), blocks, strict=True):
             for name in names:
@@ -215,7 +216,7 @@ def _parts(problem: Problem, of_hessian: bool) -> Iterator[_Part]:
     few = first_samples(problem)
     problem = fitted(problem, few)
     trusted = few.trusted()
-    parts = zip(problem.weights, problem.batch_sizes, problem.batches, strict=True)
+    parts = zip(problem.weights, problem.samples_of_batch, problem.batches, strict=True)
     for weight, size, batch in parts:
         line = linearised(problem, batch, trusted)
         if of_hessian:

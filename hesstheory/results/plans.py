@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 class Rebatched(Protocol):
     """A problem, as far as a plan knows it: its samples can be cut into batches of another size."""
+
+    @property
+    def batch_sizes(self) -> Sequence[int]:
+        """Number of samples of every batch."""
+        ...
 
     def rebatched(self, size: int) -> Self:
         """The same risk in batches of so many samples."""
@@ -62,7 +67,8 @@ class Plan:
 
     def __call__(self, problem: Rebatched, generator: torch.Generator) -> Estimate:
         """Traces by block, in batches of `batch_size`; an exact plan draws nothing."""
-        problem = problem.rebatched(self.batch_size)
+        if max(problem.batch_sizes) > self.batch_size:
+            problem = problem.rebatched(self.batch_size)
         return self.estimator(problem) if self.is_exact else self.estimator(problem, generator)
 
     @property
