@@ -108,6 +108,8 @@ def owners(model: nn.Module) -> Iterator[dict[Node, str]]:
     with ExitStack() as hooks:
         # What a module is given was made outside of it, what it returns and nobody claimed inside.
         for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
             hooks.enter_context(module.register_forward_pre_hook(enters(name)))
             hooks.enter_context(module.register_forward_hook(leave))
         yield owner

@@ -78,6 +78,7 @@ class HutchPP:
         num_probes: int | None = None,
     ) -> Estimate:
         """Estimates with drawn probes, those of the basis first."""
+        _check_has_bases(problem)
         number = chosen_number(self.num_probes, num_probes)
         rank = min(self.rank, problem.num_params)
         H = self.matrix(problem)
@@ -94,6 +95,15 @@ class HutchPP:
         samples = torch.cat(forms) + _by_block(problem, _taken_exactly(Q, HQ)[:, None])
         return Estimate(
             labelled(samples, problem), num_matvecs=2 * Q.shape[1] + number, name=problem.named()
+        )
+
+
+def _check_has_bases(problem: Problem) -> None:
+    """Raises TypeError for a dtype in which no basis is orthonormal."""
+    if torch.finfo(problem.dtype).eps > torch.finfo(torch.float32).eps:
+        raise TypeError(
+            f"the parameters are {problem.dtype}, in which no basis of products is orthonormal: "
+            "convert the model with .float(), or use LayerwiseTrace"
         )
 
 
@@ -161,6 +171,7 @@ class XTrace:
         num_probes: int | None = None,
     ) -> Estimate:
         """Estimates with drawn probes."""
+        _check_has_bases(problem)
         number = chosen_number(self.num_probes, num_probes)
         H = self.matrix(problem)
         sample = sampler(self.probe, problem, generator)

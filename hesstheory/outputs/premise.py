@@ -54,7 +54,7 @@ def check_piecewise_linear(line: Linearised) -> None:
         return
     node, reason = found
     where = owner.get(node, "")
-    kind = type(problem.model.get_submodule(where)).__name__
+    kind = type(dict(problem.model.named_modules())[where]).__name__
     raise NotPiecewiseLinear(
         f"tr H may not be tr G: in module {where!r} ({kind}), {reason}; pass matrix=ggn for the "
         "exact Gauss-Newton traces, or estimate tr H"

@@ -66,7 +66,8 @@ def double(problem: Problem) -> Problem:
     Raises
     ------
     ValueError
-        The loss reads parameters of the model by itself, and would read the old ones.
+        The loss reads parameters of the model by itself, and would read the old ones, or the model
+        is scripted.
     """
     if problem.dtype == torch.float64:
         return problem
@@ -88,6 +89,11 @@ def double(problem: Problem) -> Problem:
 
 def _doubled(model: nn.Module) -> nn.Module:
     """A float64 copy of a model, with the hooks of its parameters."""
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise ValueError(
+            "the model is scripted, and the parameters of a copy would be no leaves: call "
+            "model.double(), or pass the model as it was before torch.jit.script"
+        )
     parameters = dict(model.named_parameters())
     tensors = {id(t): _double_leaf(t) for t in (*parameters.values(), *model.buffers())}
     # What a forward pass leaves on a module, as weight norm, pruning and modules that keep their
