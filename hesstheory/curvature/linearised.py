@@ -15,7 +15,12 @@ from hesstheory.autograd.graph import (
 )
 from hesstheory.autograd.layers import BilinearLayers
 from hesstheory.autograd.products import chunks, columns_at_once, gradients_of, vjp
-from hesstheory.curvature.loss_slope import loss_slope, reads_parameters, restored_slope
+from hesstheory.curvature.loss_slope import (
+    curvature_seen_through,
+    loss_slope,
+    reads_parameters,
+    restored_slope,
+)
 from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
 
@@ -100,12 +105,17 @@ def linearised_ggn(problem: Problem, batch: Batch) -> Push:
 
 
 def linearised_residual(problem: Problem, batch: Batch) -> Push:
-    """Products with the Hessian of ⟨∂loss/∂f, f⟩, the slope held fixed, of one batch."""
+    """Products with the Hessian of ⟨∂loss/∂f, f⟩, the slope held fixed, of one batch.
+
+    Of log-probabilities, G is that of the logits: ⟨s, f⟩ − ½⟨d, (f − f₀)²⟩ has the Hessian H − G.
+    """
     params = list(problem.params.values())
     with _layers(problem):
         outputs = _output_tensor(problem, batch)
         _, slope = loss_slope(problem, outputs, batch, no_penalty=True)
     linear = outputs.mul(slope.detach()).sum()
+    if (d := curvature_seen_through(problem, outputs, batch)) is not None:
+        linear = linear - d.mul((outputs - outputs.detach()).square()).sum() / 2
     gradients = gradients_of(linear, params, create_graph=True)
     return Push(
         lambda tangents, wanted: vjp(gradients, tangents, [params[j] for j in wanted]),

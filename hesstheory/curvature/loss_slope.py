@@ -220,11 +220,40 @@ def _bends(slope: Tensor, at: Tensor) -> bool:
     return row is not None and bool(row.any())
 
 
+def curvature_seen_through(problem: Problem, outputs: Tensor, batch: Batch) -> Tensor | None:
+    """Where the outputs are log-probabilities in which the loss is linear: the d of `loss_slope`.
+
+    JᵀSJ of the logits is Jᵀ diag(d) J with J of the log-probabilities. None elsewhere.
+    """
+    leaf = outputs.detach().requires_grad_()
+    slope = _slope(problem, leaf, batch)
+    if not bool(slope.any()) or not _is_constant(problem, slope, leaf, batch):
+        return None
+    return _curvature_of_softmax(slope.detach(), outputs)
+
+
 def _linear(slope: Tensor, leaf: Tensor, outputs: Tensor) -> Tensor:
-    """A constant slope s, with the derivative that it has through the softmax of log-probabilities.
+    """A constant slope, with the derivative that it has through the softmax of log-probabilities.
+
+    Without such a softmax it has none, and a warning says so.
+    """
+    d = _curvature_of_softmax(slope, outputs)
+    if d is None:
+        warnings.warn(
+            "the loss is linear in the outputs, so that the Gauss-Newton matrix is zero by "
+            "definition: let the model return its logits, or pass outputs= that selects them",
+            stacklevel=2,
+        )
+        return slope
+    with differentiating():
+        return slope + d * (leaf - leaf.detach())
+
+
+def _curvature_of_softmax(slope: Tensor, outputs: Tensor) -> Tensor | None:
+    """The d = −(Σ s) p of a constant slope s of log-probabilities; None for other outputs.
 
     In the logits the Hessian of sᵀlog_softmax is −(Σ s)(diag p − ppᵀ). With J of the
-    log-probabilities in place of that of the logits, diag(−(Σ s) p) gives the same matrix.
+    log-probabilities in place of that of the logits, diag d gives the same matrix.
     """
     node = outputs.grad_fn
     if (
@@ -232,14 +261,7 @@ def _linear(slope: Tensor, leaf: Tensor, outputs: Tensor) -> Tensor:
     ):  # float32 outputs of which float64 is asked
         (node, _), *_ = node.next_functions
     if node is None or operation(node) != "LogSoftmax":
-        warnings.warn(
-            "the loss is linear in the outputs, so that the Gauss-Newton matrix is zero by "
-            "definition: let the model return its logits, or pass outputs= that selects them",
-            stacklevel=2,
-        )
-        return slope
+        return None
     axis = int(getattr(node, "_saved_dim", 1))
     axis -= 2**64 if axis >= 2**63 else 0  # saved without a sign
-    with differentiating():
-        p = leaf.exp()
-        return slope - slope.sum(axis, keepdim=True) * (p - p.detach())
+    return -slope.sum(axis, keepdim=True) * outputs.detach().exp()

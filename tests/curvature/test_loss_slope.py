@@ -10,7 +10,7 @@ from builders import Calls, mlp
 from torch import nn
 from torch.nn import functional as F
 
-from hesstheory import NotTwiceDifferentiable, Problem, exact_traces, ggn
+from hesstheory import NotTwiceDifferentiable, Problem, exact_traces, ggn, residual
 from hesstheory.curvature.loss_slope import loss_slope, restored_slope
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -115,6 +115,15 @@ def test_log_probabilities_are_seen_through_to_the_logits(loss_fn, dtype, build)
     for traces in (lambda p: exact_traces(p, ggn).value, lambda p: ggn(p).trace_by_block()):
         gap = traces(named) / traces(logits) - 1
         assert float(gap.abs().max()) <= tolerance
+
+
+def test_what_is_left_of_log_probabilities_is_left_of_the_logits(build):
+    """H − G, with G that of the logits: it is not the whole Hessian, although S is zero."""
+    net = build(mlp)
+    x, y = torch.linspace(-1, 1, 12).reshape(4, 3), torch.tensor([0, 1, 1, 0])
+    named = residual(Problem(nn.Sequential(*net, nn.LogSoftmax(1)), F.nll_loss, [(x, y)]))
+    expected = residual(Problem(net, F.cross_entropy, [(x, y)])).to_dense()
+    torch.testing.assert_close(named.to_dense(), expected, rtol=1e-10, atol=1e-14)
 
 
 LINEAR = {
