@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 
 # --- what may replace the derivative ------------------------------------------------------------
 
-_DETACHING = (Tensor.detach, Tensor.detach_, torch.detach, Tensor.data.__get__)
+_DETACHING = (
+    Tensor.detach,
+    Tensor.detach_,
+    torch.detach,
+    Tensor.data.__get__,
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.__float__,
+)
 _HOOKING = (Tensor.register_hook,)
 
 
@@ -96,8 +104,8 @@ def suspects(problem: Problem, loss: Tensor, watch: Watch) -> list[str]:
     # The forward of a Function runs without gradients, too.
     if watch.detaches or (watch.disables and not functions):
         found.append(
-            "a value that the forward pass or the loss detaches (detach, .data, no_grad, or a "
-            "checkpoint with use_reentrant=True)"
+            "a value that the forward pass or the loss detaches (detach, .data, .item(), no_grad, "
+            "or a checkpoint with use_reentrant=True)"
         )
     return found
 

@@ -53,6 +53,8 @@ WRONG = {
     "a hook off by a thousandth": (hooked(1.001), "hook that the forward pass"),
     "a hook that turns round": (hooked(-1.0), "hook that the forward pass"),
     "half of it detached": (lambda z: z * z.detach(), "detaches"),
+    "a number read off it": (lambda z: z * z.norm().item(), r"detaches \(.*item"),
+    "numbers read off it": (lambda z: z * torch.tensor(z.tolist(), dtype=z.dtype), "detaches"),
 }
 
 
