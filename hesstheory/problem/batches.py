@@ -31,7 +31,12 @@ def cut(part: Part, start: int, stop: int) -> Part:
     """Rows start..stop of every tensor in a nest of tuples, lists and dicts."""
 
     def rows(leaf: object) -> object:
-        return leaf[start:stop] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+        if not isinstance(leaf, Tensor) or not leaf.ndim:
+            return leaf
+        if leaf.is_sparse:  # takes no slices
+            numbers = torch.arange(start, min(stop, len(leaf)), device=leaf.device)
+            return leaf.index_select(0, numbers)
+        return leaf[start:stop]
 
     same: Part = tree_map(rows, part)
     return same

@@ -114,9 +114,10 @@ class _Compared:
 
     def _loss(self, outputs: object, start: int, stop: int) -> Tensor:
         """The loss of given outputs, in float64 where it takes that, with the graph of the loss."""
-        batch = cut(self.problem.batches[self.number], start, stop)
+        inputs, targets = self.problem.batches[self.number]
+        batch = (inputs, cut(targets, start, stop))  # a loss reads no inputs
         loss_fn, device = self.problem.loss_fn, self.problem.device
-        in_double = (batch[0], tree_map(to_double, batch[1]))
+        in_double = (inputs, tree_map(to_double, batch[1]))
         with suppress(RuntimeError, TypeError):  # the loss holds float32 weights of its own
             doubled = tree_map(to_double, tree_map(_detached, outputs))
             return loss_value(loss_fn, tree_map(_leaf, doubled), in_double, device)
