@@ -306,3 +306,32 @@ def pruned_modules_in_float32():
         right=lambda case: masked(case).traces(),
         right_ggn=lambda case: masked(case).ggn_traces(),
     )
+
+
+def number_read_off_a_value():
+    def scaled(z):
+        z = torch.tanh(z)
+        return z * z.norm().item()
+
+    return Case(Between(scaled), F.cross_entropy, [_samples()], refused=r"detaches.*\.item\(\)")
+
+
+class SquaresThatKeepTheSlope(torch.autograd.Function):
+    """Squares; the slope is kept from the forward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(2 * x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, slope):
+        return slope * ctx.saved_tensors[0]
+
+
+def function_in_the_loss():
+    def loss(outputs, targets):
+        return SquaresThatKeepTheSlope.apply(outputs - targets).mean()
+
+    batch = (torch.randn(8, 3), torch.randn(8, 2))
+    return Case(mlp(), loss, [batch], refused="SquaresThatKeepTheSlope")

@@ -177,7 +177,7 @@ def _why_wrong(case: Case, result: Any, right: Mapping[str, float]) -> str:
     numbers = _numbers(result)
     if numbers and numbers.keys() != right.keys():
         return f"blocks {list(numbers)} for {list(right)}"
-    largest = max(map(abs, right.values()))
+    largest = max(map(abs, right.values())) or 1.0
     wrong = {}
     for block, (value, stderr) in numbers.items():
         relative = exact if stderr == 0 else max(exact, _ROUNDING)

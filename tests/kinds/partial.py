@@ -53,6 +53,54 @@ def log_probabilities_by_a_function():
     )
 
 
+def log_probabilities_against_shares():
+    """Targets are distributions, not classes."""
+    batches = [(x, torch.rand(len(x), 2).softmax(1)) for x, _ in _batches(6, 3)]
+
+    def loss(outputs, targets):
+        return F.kl_div(outputs, targets, reduction="batchmean")
+
+    def of_logits(case):
+        return Case(case.model[:3], F.cross_entropy, case.batches).ggn_traces()
+
+    net = _relu_net(nn.LogSoftmax(1))
+    return Case(net, loss, batches, right_ggn=of_logits, refuses={"exact H": SMOOTH})
+
+
+def log_probabilities_per_pixel():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 3, 1)
+
+        def logits(self, x):
+            return self.conv(x)
+
+        def forward(self, x):
+            return self.logits(x).log_softmax(1)
+
+    class Logits(Net):
+        def forward(self, x):
+            return self.logits(x)
+
+    def of_logits(case):
+        net = Logits()
+        net.load_state_dict(case.model.state_dict())
+        return Case(net, F.cross_entropy, case.batches).ggn_traces()
+
+    batch = (torch.randn(3, 1, 3, 3), torch.randint(3, (3, 3, 3)))
+    return Case(Net(), F.nll_loss, [batch], right_ggn=of_logits, refuses={"exact H": SMOOTH})
+
+
+def absolute_errors():
+    """Piecewise linear: both matrices are zero, which a warning says of G."""
+
+    def loss(outputs, targets):
+        return (outputs - 5).abs().mean()
+
+    return Case(_relu_net(), loss, _batches(6), says="linear in the outputs")
+
+
 def linear_loss():
     """G is zero by definition, which a warning says."""
     return Case(

@@ -395,3 +395,34 @@ def endless_loader():
 def numpy_batches():
     batch = (torch.randn(5, 3).numpy(), torch.randint(2, (5,)).numpy())
     return Case(mlp(), F.cross_entropy, [batch], refused="as_tensor")
+
+
+def sparse_inputs():
+    class Bag(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(3, 2))
+
+        def forward(self, x):
+            return torch.sparse.mm(x, self.weight) if x.is_sparse else x @ self.weight
+
+    x, y = torch.randn(8, 3).relu(), torch.randint(2, (8,))
+    net = Bag()
+    dense = Case(net, F.cross_entropy, [(x, y)])
+    return Case(
+        net,
+        F.cross_entropy,
+        [(x.to_sparse(), y)],
+        right=lambda case: dense.traces(),
+        right_ggn=lambda case: dense.ggn_traces(),
+    )
+
+
+def targets_that_broadcast():
+    """(N, 1) against (N,) makes an N×N table: no mean over samples."""
+    batches = [(torch.randn(n, 3), torch.randn(n)) for n in (8, 3)]
+
+    def loss(outputs, targets):
+        return (outputs - targets).square().mean()
+
+    return Case(nn.Linear(3, 1), loss, batches, refused="not the mean over samples")
