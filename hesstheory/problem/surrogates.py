@@ -186,7 +186,8 @@ def _loss_detaches(problem: Problem) -> bool:
     """Whether the loss by itself detaches what depends on parameters, as semi-gradients do."""
     (batch,) = problem.batches
     outputs = tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, problem.outputs(batch))
-    with differentiating(), Watch(problem.device.type) as watch:
+    watch = Watch(problem.device.type)
+    with differentiating(), watch:
         problem.loss_of(outputs, batch)
     return watch.detaches or watch.disables
 
