@@ -28,7 +28,7 @@ from hesstheory.problem.batches import (
     terms_of_batches,
 )
 from hesstheory.problem.first_pass import check_risk
-from hesstheory.problem.forward import Loss, check_finite_loss, loss_value, outputs_of
+from hesstheory.problem.forward import Loss, check_finite_loss, loss_value, outputs_of, own_loss
 from hesstheory.problem.partition import Partition, offsets_of, positions_of, uncompiled
 
 
@@ -49,9 +49,10 @@ class Problem:
         another Mapping over keywords; anything else is one input. Frozen parameters are left out
         of θ.
     loss_fn
-        `loss_fn(outputs, targets)`, the mean over the terms of a batch.
+        `loss_fn(outputs, targets)`, the mean over the terms of a batch. None takes the loss that
+        the model returns, as those of Hugging Face do with `labels` among their inputs.
     batches
-        `(inputs, targets)` pairs; read once. Samples lie along the first axis of every tensor,
+        `(inputs, targets)` pairs, or inputs alone where `loss_fn` is None; read once. Samples lie along the first axis of every tensor,
         unless `weight` is given.
     partition
         Blocks of the parameters; by layer if None.
@@ -88,8 +89,8 @@ class Problem:
     def __init__(
         self,
         model: nn.Module,
-        loss_fn: Loss,
-        batches: Iterable[Batch],
+        loss_fn: Loss | None,
+        batches: Iterable[Batch | Mapping[str, Any]],
         partition: Partition | None = None,
         *,
         weight: Weight | None = None,
@@ -97,13 +98,14 @@ class Problem:
         allow_train_mode: bool = False,
         allow_surrogate: bool = False,
     ) -> None:
-        check_types(model, loss_fn)
+        of_batch = own_loss if loss_fn is None else loss_fn
+        check_types(model, of_batch)
         check_functions(weight=weight, outputs=outputs)
         self.model = uncompiled(model)
-        self.loss_fn = loss_fn
+        self.loss_fn: Loss = of_batch
         self.weight = weight
         self.select = outputs
-        self.batches = read_batches(batches)
+        self.batches = read_batches(batches, has_own_loss=loss_fn is None)
         self.samples_of_batch = samples_of_batches(self.batches, weight)
         self.allow_train_mode = allow_train_mode
         self.allow_surrogate = allow_surrogate
