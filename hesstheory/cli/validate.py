@@ -69,6 +69,7 @@ def validate(
 ) -> None:
     """Decides the claims and writes reports/ledger.jsonl, reports/index.html and figures/."""
     check_writable("--json", json_file)
+    say_what_is_blocked()
     if status:
         _print_status(names or [], ledger, json_file, strict)
     if strict or ledger is not None:
@@ -112,16 +113,23 @@ def _validated(
     return run, page
 
 
+def say_what_is_blocked() -> None:
+    """Names claims and modules that cannot be decided, also those that are not asked for."""
+    from hesstheory.claims.registry import catalogue
+
+    for c in catalogue().values():
+        if c.blocked:
+            typer.echo(f"hesstheory: {c.blocked}", err=True)
+
+
 @contextmanager
 def refusals() -> Iterator[None]:
     """Turns what the library refuses, and files that cannot be read or written, into misuse."""
-    from hesstheory.claims.registry import ClaimPackageError
-
     try:
         yield
     except KeyError as error:  # as text it would be quoted
         misuse(str(error.args[0]))
-    except (ValueError, OSError, ClaimPackageError) as error:
+    except (ValueError, OSError) as error:
         misuse(str(error))
 
 

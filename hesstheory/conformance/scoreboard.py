@@ -11,6 +11,7 @@ from hesstheory.conformance.results import CheckResult
 from hesstheory.conformance.settings import TIME_LIMIT
 from hesstheory.conformance.subjects.peers import PEERS, distribution_of, installed
 from hesstheory.conformance.suite import check_estimator
+from hesstheory.run.names import check_list_of_names
 
 
 def scoreboard(
@@ -40,6 +41,7 @@ def scoreboard(
     Misuse
         A peer is unknown or not installed.
     """
+    check_list_of_names("names", names or (), Misuse)
     if unknown := [name for name in names or () if name not in PEERS]:
         raise Misuse(f"no peer {unknown[0]!r}; the peers are {', '.join(PEERS)}")
     present = installed()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hesstheory.conformance.checks import CHECKS as CHECKS
 from hesstheory.conformance.contract import Misuse
 from hesstheory.evidence.budget import PROFILES
+from hesstheory.run.names import check_list_of_names
 
 
 def full_name(check: str) -> str:
@@ -27,6 +28,7 @@ def checks_of(profile: str) -> list[str]:
 def chosen(names: Sequence[str] | None, profile: str) -> list[str]:
     """The named checks with their prerequisites, or all of the profile, in their order."""
     check_profile(profile)
+    check_list_of_names("checks", names or (), Misuse)
     if unknown := [name for name in names or () if full_name(name) not in CHECKS]:
         raise Misuse(f"no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
     wanted: set[str] = set()

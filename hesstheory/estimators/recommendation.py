@@ -13,9 +13,10 @@ import torch
 
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.estimators.inputs import checked_generator
-from hesstheory.estimators.joint import check_level, joint_quantile
+from hesstheory.estimators.joint import joint_quantile
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.estimators.without_probes import REFUSALS, ways_without_probes
+from hesstheory.evidence.intervals import check_level
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
@@ -96,8 +97,7 @@ def recommend(
     >>> plan.worst <= 0.1
     True
     """
-    if not 0 < relative_error < 1:
-        raise ValueError(f"relative_error is {relative_error}: pass a share such as 0.05")
+    check_level(relative_error, "relative_error", "pass a share such as 0.05")
     check_level(level)
     checked_generator(generator)
     problem = fitted(problem)

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from hesstheory.evidence.intervals import check_level
 from hesstheory.results.archive import packed, unpacked
 from hesstheory.run.files import write_atomically
 
@@ -119,8 +120,7 @@ class Estimate(Mapping[str, float]):
         import pandas as pd
         from scipy.stats import t
 
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}: pass the coverage, such as 0.95")
+        check_level(level)
         if self.is_exact:
             return pd.DataFrame({"low": self.value, "high": self.value})
         if len(self.samples) < 2:
