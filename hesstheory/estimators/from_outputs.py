@@ -14,6 +14,7 @@ from hesstheory.curvature.matrix import ggn, residual
 from hesstheory.estimators.inputs import (
     check_choices,
     check_num_probes,
+    check_samples_fit,
     checked_generator,
     chosen_number,
 )
@@ -88,6 +89,7 @@ class LogitProbeTrace:
         given = checked_generator(generator)
         few = first_samples(problem)
         order = {name: j for j, name in enumerate(problem.params)}
+        check_samples_fit(problem, number, len(order))
         of_tensor = torch.zeros(number, len(order), dtype=torch.float64)
         for k, weight, squares in self._draws(problem, few, given, number):
             for name, square in squares.items():

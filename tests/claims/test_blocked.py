@@ -54,7 +54,7 @@ SLIPS = {
     ),
     "an unknown premise": (
         with_setting('rests_on=["Z9"]'),
-        {"C2": f"rests on Z9, which no claim package registers: correct rests_on= (claim of"},
+        {"C2": "rests on Z9, which no claim package registers: correct rests_on= (claim of"},
         ["C1"],
     ),
     "a taken id": (
