@@ -17,7 +17,7 @@ from hesstheory.claims.context import Context
 from hesstheory.claims.premises import faults_of_premises
 from hesstheory.evidence.budget import PROFILES
 from hesstheory.evidence.checks import Check, Verdict
-from hesstheory.run.names import check_list_of_names
+from hesstheory.run.names import check_list_of_names, no_such
 from hesstheory.run.sources import CLAIM_PACKAGES, tops_of_claim_packages
 
 # A formula, a matrix or an estimator: only the claim knows how to call it.
@@ -358,7 +358,7 @@ def select(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
     for name in names or claims:
         found = [id for id in claims if id == name or id.startswith(name + ".")]
         if not found:
-            raise KeyError(f"no claim {name!r}; the claims are {', '.join(claims)}")
+            raise KeyError(no_such("claim", name, claims))
         chosen.update(dict.fromkeys(found))
     return sorted(chosen, key=natural_order)
 

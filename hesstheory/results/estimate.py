@@ -10,9 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
 from hesstheory.evidence.intervals import check_level
 from hesstheory.results.archive import packed, unpacked
 from hesstheory.run.files import write_atomically
+from hesstheory.run.names import no_such
 
 if TYPE_CHECKING:
     import os
@@ -25,7 +28,8 @@ class Estimate(Mapping[str, float]):
     """Traces by block, with what is needed to judge them.
 
     A mapping {block: trace}: `estimate["fc"]`, `dict(estimate)` and `estimate.items()` work. Two
-    estimates are equal where their traces are. An estimate cannot be changed.
+    estimates are equal where their samples, costs and names are, hence their standard errors too;
+    an estimate equals a plain mapping of its traces. An estimate cannot be changed.
 
     Parameters
     ----------
@@ -99,11 +103,21 @@ class Estimate(Mapping[str, float]):
 
     def __getitem__(self, block: str) -> float:
         if block not in self:
-            raise KeyError(f"no block {block!r}: choose from {', '.join(map(str, self))}")
+            raise KeyError(no_such("block", block, self))
         return float(self.value[block])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.samples.columns)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Estimate):
+            return Mapping.__eq__(self, other)
+        facts = [(e.name, e.num_matvecs, e.is_exact, set(e)) for e in (self, other)]
+        if facts[0] != facts[1]:
+            return False
+        a = self.samples.to_numpy(dtype=float)
+        b = other.samples[list(self)].to_numpy(dtype=float)
+        return bool(np.array_equal(a, b, equal_nan=True))
 
     def __len__(self) -> int:
         return self.samples.shape[1]
