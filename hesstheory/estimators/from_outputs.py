@@ -109,6 +109,7 @@ class LogitProbeTrace:
         for weight, batch in zip(problem.weights, problem.batches, strict=True):
             line = linearised(problem, batch, trusted)
             S = loss_root(problem, line.outputs, batch)
+            # Without columns of S the matrix G is 0, and so are all samples.
             for k in range(number if S.shape[2] else 0):
                 signs = self.probe.sample(S.shape[2], len(S), generator).mT.to(S)
                 u = (S @ signs[:, :, None]).reshape(line.outputs.shape)

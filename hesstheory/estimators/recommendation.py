@@ -168,6 +168,7 @@ def tried(estimator: _Kind, problem: Problem, generator: torch.Generator) -> Tri
     while True:
         seconds, samples = run(count)
         if seconds > _TIMES_FIRST * once or seconds > _LONG_SECONDS:
+            # The runs differ by count − 1 probes; the rest of the short one is paid once.
             per_probe = max(seconds - once, 0.0) / (count - 1)
             return Trial(estimator, samples, max(once - per_probe, 0.0), per_probe)
         count *= 4

@@ -79,6 +79,7 @@ def degrees_of_freedom(values: Array) -> float:
     """
     from scipy import stats
 
+    # Equal values have no kurtosis: it is 0/0.
     kurtosis = float(stats.kurtosis(values, fisher=False)) if values.std() > 0 else 3.0
     return 2 * (len(values) - 1) / (max(kurtosis, 3.0) - 1)
 

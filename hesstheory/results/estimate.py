@@ -110,14 +110,7 @@ class Estimate(Mapping[str, float]):
         return iter(self.samples.columns)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Estimate):
-            return Mapping.__eq__(self, other)
-        facts = [(e.name, e.num_matvecs, e.is_exact, set(e)) for e in (self, other)]
-        if facts[0] != facts[1]:
-            return False
-        a = self.samples.to_numpy(dtype=float)
-        b = other.samples[list(self)].to_numpy(dtype=float)
-        return bool(np.array_equal(a, b, equal_nan=True))
+        return _same(self, other) if isinstance(other, Estimate) else super().__eq__(other)
 
     def __len__(self) -> int:
         return self.samples.shape[1]
@@ -172,18 +165,32 @@ class Estimate(Mapping[str, float]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes samples and all else to one npz file. A kill leaves the old file."""
         meta = {"num_matvecs": int(self.num_matvecs), "is_exact": self.is_exact, "name": self.name}
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder: name a file in it")
-        write_atomically(Path(path), packed(self.samples, meta))
+        write_atomically(_file(path, "in it"), packed(self.samples, meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
         """What `save` wrote; pickled objects are refused, ValueError for any other file."""
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder: name a file that Estimate.save wrote")
-        samples, meta = unpacked(Path(path).read_bytes(), path)
+        samples, meta = unpacked(_file(path, "that Estimate.save wrote").read_bytes(), path)
         name = cast("str | None", meta["name"])
         return cls(samples, cast(int, meta["num_matvecs"]), bool(meta["is_exact"]), name)
+
+
+def _file(path: str | os.PathLike[str], which: str) -> Path:
+    """The path of a file; ValueError, which says which file to name, for a folder."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name a file {which}")
+    return Path(path)
+
+
+def _same(one: Estimate, other: Estimate) -> bool:
+    """Whether all that is known of two estimates is equal; blocks may stand in another order."""
+    facts = [(e.name, e.num_matvecs, e.is_exact, set(e)) for e in (one, other)]
+    if facts[0] != facts[1]:
+        return False
+    a = one.samples.to_numpy(dtype=float)
+    b = other.samples[list(one)].to_numpy(dtype=float)
+    # A NaN equals itself here: the same estimate saved and loaded is equal.
+    return bool(np.array_equal(a, b, equal_nan=True))
 
 
 def _check_samples(samples: object, is_exact: bool) -> None:
