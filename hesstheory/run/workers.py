@@ -25,6 +25,7 @@ def scatter(
         return
     from joblib import Parallel, delayed
 
+    # One by one and in the order given: in batches, short tasks would wait behind a long one.
     run = Parallel(
         n_jobs=min(workers, len(tasks)),
         return_as="generator_unordered",

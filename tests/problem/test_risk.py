@@ -55,7 +55,7 @@ UNKNOWN = {
     ),
     "network": (
         lambda problem: zoo.problem("resnet1000", stream()),
-        "no network 'resnet1000'; the networks are",
+        "no network 'resnet1000': choose one of",
     ),
 }
 
