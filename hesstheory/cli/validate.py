@@ -92,8 +92,13 @@ def _validated(
     names: list[str], profile: str, seed: int, out: Path, workers: int, json_file: Path | None
 ) -> tuple[Run, Path]:
     """Decides the claims and writes the report and the summary; what goes wrong is misuse."""
-    from hesstheory.claims import course
     from hesstheory.cli.report import write_report
+    from hesstheory.run.workers import started
+
+    # Importing the claims takes five seconds: all processes do it at once. One claim needs no pool.
+    with started(_import_claims, 1 if names else workers), refusals():
+        _import_claims()
+    from hesstheory.claims import course
 
     with refusals(), Progress(f"profile {profile}, seed {seed}") as progress:
         run = course.validate(
@@ -110,6 +115,13 @@ def _validated(
         if json_file is not None:
             _write_json(json_file, run.to_json(shown))
     return run, page
+
+
+def _import_claims() -> None:
+    """Imports every claim, in whatever process this is."""
+    from hesstheory.claims.registry import catalogue
+
+    catalogue()
 
 
 @contextmanager
