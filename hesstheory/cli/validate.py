@@ -110,8 +110,13 @@ def _validated(
     names: list[str], profile: str, seed: int, out: Path, workers: int, json_file: Path | None
 ) -> tuple[Run, Path]:
     """Decides the claims and writes the report and the summary; what goes wrong is misuse."""
-    from hesstheory.claims import course
     from hesstheory.cli.report import write_report
+    from hesstheory.run.workers import started
+
+    # Importing the claims takes five seconds: all processes do it at once. One claim needs no pool.
+    with started(_import_claims, 1 if names else workers), refusals():
+        _import_claims()
+    from hesstheory.claims import course
 
     with refusals(), Progress(f"profile {profile}, seed {seed}") as progress:
         run = course.validate(
@@ -137,6 +142,13 @@ def say_what_is_blocked() -> None:
     for c in catalogue().values():
         if c.blocked:
             typer.echo(f"hesstheory: {c.blocked}", err=True)
+
+
+def _import_claims() -> None:
+    """Imports every claim, in whatever process this is."""
+    from hesstheory.claims.registry import catalogue
+
+    catalogue()
 
 
 @contextmanager

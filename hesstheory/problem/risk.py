@@ -52,8 +52,8 @@ class Problem:
         `loss_fn(outputs, targets)`, the mean over the terms of a batch. None takes the loss that
         the model returns, as those of Hugging Face do with `labels` among their inputs.
     batches
-        `(inputs, targets)` pairs, or inputs alone where `loss_fn` is None; read once. Samples lie along the first axis of every tensor,
-        unless `weight` is given.
+        `(inputs, targets)` pairs, or inputs alone where `loss_fn` is None; read once. Samples lie
+        along the first axis of every tensor, unless `weight` is given.
     partition
         Blocks of the parameters; by layer if None.
     weight
