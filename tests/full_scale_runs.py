@@ -13,6 +13,7 @@ import time
 import warnings
 
 import torch
+import warm
 from command_line import hesstheory_
 
 from hesstheory.harness.course import run
@@ -33,9 +34,12 @@ def quiet(text):
 def command(*arguments, launcher=(), **environment):
     """`hesstheory harness` of the tiny run in a process of its own."""
     words = [*launcher, "-m", "hesstheory", "harness", *_AS_OPTIONS, *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    if not launcher:
+        return warm.start(*words, environment=environment)
     return subprocess.Popen(
         [sys.executable, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
