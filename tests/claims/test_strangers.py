@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 import hesstheory
 
@@ -25,10 +24,8 @@ def hesstheory_(package, tmp_path):
     environment.pop("FORCE_COLOR", None)
 
     def run(*arguments):
-        command = [sys.executable, "-m", "hesstheory", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
+        words = ["-m", "hesstheory", *arguments]
+        return warm.run(*words, folder=tmp_path, environment=environment, timeout=300)
 
     return run
 
