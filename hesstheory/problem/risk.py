@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import cached_property
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from hesstheory.problem import views
@@ -25,14 +23,14 @@ from hesstheory.problem.batches import (
     Weight,
     read_batches,
     samples_of_batches,
-    terms_of_batches,
 )
 from hesstheory.problem.first_pass import check_risk
 from hesstheory.problem.forward import Loss, check_finite_loss, loss_value, outputs_of, own_loss
-from hesstheory.problem.partition import Partition, offsets_of, positions_of, uncompiled
+from hesstheory.problem.partition import Partition, uncompiled
+from hesstheory.problem.sizes import Sizes
 
 
-class Problem:
+class Problem(Sizes):
     """The empirical risk R(θ) = Σ_b w_b ℓ_b / Σ_b w_b over batches of any sizes.
 
     ℓ_b is the loss of batch b, the mean of w_b terms: its samples, or what `weight` says.
@@ -129,55 +127,6 @@ class Problem:
     def named(self, result: str | None = None) -> str | None:
         """The name of a result, which says where the backward pass is that of a surrogate."""
         return f"{result or 'trace'} of a surrogate" if self.surrogate else result
-
-    # --- sizes and layout -----------------------------------------------------------------------
-
-    @property
-    def num_samples(self) -> int:
-        """N, over all batches."""
-        return sum(self.batch_sizes)
-
-    @cached_property
-    def num_params(self) -> int:
-        """P, the entries of all tensors of θ."""
-        return sum(p.numel() for p in self.params.values())
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        """Number of samples of every batch; one where they cannot be told apart."""
-        return tuple(1 if size is None else size for size in self.samples_of_batch)
-
-    @property
-    def weights(self) -> tuple[float, ...]:
-        """Share of each batch in the risk: its number of terms over that of all."""
-        terms = self.batch_sizes
-        if self.weight is not None:
-            terms = terms_of_batches(self.batches, self.weight)
-        return tuple(n / sum(terms) for n in terms)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of θ."""
-        return next(iter(self.params.values())).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """That of θ."""
-        return next(iter(self.params.values())).device
-
-    @cached_property
-    def offsets(self) -> Mapping[str, tuple[int, int]]:
-        """First and past-the-last position of every tensor in θ as one vector."""
-        return offsets_of(self.params)
-
-    @cached_property
-    def index(self) -> Mapping[str, Int[Tensor, " block_params"]]:
-        """Positions of every block in θ as one vector; they need not be contiguous."""
-        return positions_of(self.partition, self.offsets)
-
-    def tensors_of(self, block: str) -> tuple[str, ...]:
-        """Names of a block's tensors; raises KeyError with the known names."""
-        return self.partition.tensors_of(block)
 
     # --- the same problem, seen otherwise -------------------------------------------------------
 
