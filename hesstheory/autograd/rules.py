@@ -83,14 +83,14 @@ _LINEAR_IN_PLACE = frozenset(
 )
 
 
-class InPlace(TorchDispatchMode):
+class InPlace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of PyTorch
     """Whether all operations in place that run meanwhile are linear.
 
     The node of an operation in place on a view does not say which one it was.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_linear = True
 
     def __torch_dispatch__(

@@ -40,7 +40,7 @@ class Sizes:
     @property
     def weights(self) -> tuple[float, ...]:
         """Share of each batch in the risk: its number of terms over that of all."""
-        terms = self.batch_sizes
+        terms: tuple[float, ...] = self.batch_sizes
         if self.weight is not None:
             terms = terms_of_batches(self.batches, self.weight)
         return tuple(n / sum(terms) for n in terms)

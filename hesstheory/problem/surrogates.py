@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 # --- what may replace the derivative ------------------------------------------------------------
 
-_DETACHING = (Tensor.detach, Tensor.detach_, torch.detach, Tensor.data.__get__)
+_DATA = vars(torch._C.TensorBase)["data"].__get__  # what reading `tensor.data` calls
+_DETACHING = (Tensor.detach, Tensor.detach_, torch.detach, _DATA)
 _HOOKING = (Tensor.register_hook,)
 
 
