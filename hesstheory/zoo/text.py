@@ -183,4 +183,4 @@ def sequences(
     text = tokens(num_tokens)
     starts = torch.randint(len(text) - length, (num_sequences, 1), generator=generator)
     pieces = text[starts + torch.arange(length + 1)]
-    return pieces[:, :-1], pieces[:, 1:]
+    return pieces[:, :-1].clone(), pieces[:, 1:].clone()
