@@ -12,6 +12,7 @@ import sys
 import tomllib
 
 import pytest
+import warm
 from sources import DOOR, LIBRARY, PATHS, ROOT, TREES, edges, home, imported, reach
 
 FLOORS = [
@@ -205,9 +206,7 @@ def test_full_scale_runs_need_few_packages(arguments, tmp_path):
     if arguments[0] == "harness":
         arguments = [*arguments, f"--out={tmp_path / 'run'}"]
     script = WITHOUT.format(missing=RARE, arguments=arguments)
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True
-    )
+    done = warm.run("-c", script, environment=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     assert arguments[0] == "doctor" or (tmp_path / "run" / "index.html").exists()
 

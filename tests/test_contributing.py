@@ -6,10 +6,9 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
+import warm
 from sources import ROOT
 
 pytestmark = pytest.mark.slow
@@ -39,16 +38,10 @@ def checkout(tmp_path):
 def run(command, folder):
     """The output of a line of the page, which must succeed."""
     words = shlex.split(command)
-    python = {"hesstheory": [sys.executable, "-m", "hesstheory"], "python": [sys.executable]}
+    python = {"hesstheory": ["-m", "hesstheory"], "python": []}
     paths = os.pathsep.join([str(folder), str(folder / "validation")])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*python[words[0]], *words[1:]],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    done = warm.run(*python[words[0]], *words[1:], folder=folder, environment=environment)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 

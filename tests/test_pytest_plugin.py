@@ -7,6 +7,7 @@ import sys
 import textwrap
 
 import pytest
+import warm
 
 from hesstheory.conformance.contract import Misuse
 from hesstheory.conformance.subjects.right import RIGHT
@@ -15,10 +16,8 @@ from hesstheory.conformance.subjects.right import RIGHT
 def _pytest(folder, test, *options):
     """Runs pytest on a file with this text, in a folder with a user's estimators."""
     (folder / "test_mine.py").write_text(textwrap.dedent(test))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
-    return subprocess.run(
-        [*command, "test_mine.py"], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "test_mine.py"]
+    return warm.run(*words, folder=folder, timeout=300)
 
 
 FOUR_LINES = """

@@ -24,8 +24,9 @@ from hesstheory.autograd.graph import (
 # By the names that `operation` reads. A name that is missing costs an exact trace; a name in the
 # wrong set would cost a wrong number.
 _LINEAR = frozenset(
-    """Add Sub Rsub Neg NegView Sum Nansum Mean Trace T View UnsafeView Reshape ReshapeAlias Expand Permute
-    Transpose Squeeze Unsqueeze Slice Select Index IndexSelect IndexAdd IndexCopy IndexFill IndexPut
+    """Add Sub Rsub Neg NegView Sum Nansum Mean Trace T View UnsafeView Reshape ReshapeAlias Expand
+    Permute Transpose Squeeze Unsqueeze Slice Select Index IndexSelect IndexAdd IndexCopy IndexFill
+    IndexPut
     Gather Scatter ScatterAdd SelectScatter SliceScatter DiagonalScatter MaskedFill MaskedScatter
     MaskedSelect Take Put Cat Stack Split SplitWithSizes Unbind BlockDiag Clone ToCopy Alias
     AsStrided Diagonal DiagEmbed Tril Triu AvgPool2D AvgPool3D AdaptiveAvgPool2D AdaptiveAvgPool3D
@@ -82,14 +83,14 @@ _LINEAR_IN_PLACE = frozenset(
 )
 
 
-class InPlace(TorchDispatchMode):
+class InPlace(TorchDispatchMode):  # type: ignore[no-untyped-call]  # of PyTorch
     """Whether all operations in place that run meanwhile are linear.
 
     The node of an operation in place on a view does not say which one it was.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_linear = True
 
     def __torch_dispatch__(

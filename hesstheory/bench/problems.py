@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hesstheory import zoo
 from hesstheory.bench.ways import CONTROL, LOGITS, OF_PEERS, PRODUCTS
 from hesstheory.problem.risk import Problem
+from hesstheory.run.names import check_list_of_names, no_such
 from hesstheory.run.streams import stream
 from hesstheory.zoo.initial import blank, draw_parameters
 from hesstheory.zoo.training import descend
@@ -145,8 +146,6 @@ SETTINGS: Mapping[str, Setting] = {
 
 def check_names(names: Sequence[str]) -> None:
     """Raises ValueError with the known names."""
+    check_list_of_names("names", names)
     if unknown := [name for name in names if name not in SETTINGS]:
-        known = ", ".join(SETTINGS)
-        raise ValueError(
-            f"no problem {unknown[0]!r}: choose from {known}, or name none for all of them"
-        )
+        raise ValueError(f"{no_such('problem', unknown[0], SETTINGS)}; none means all of them")

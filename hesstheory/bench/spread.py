@@ -133,6 +133,7 @@ def _drawn(way: Way, samples: pd.DataFrame, traces: pd.Series[float]) -> Spread:
         deviation = float(samples.sum(axis=1).std(ddof=1))
         relative = pd.Series({"total": deviation / abs(float(traces.sum()))})
         return Spread(relative, note + ", their total")
+    # A row is the mean of a group: √group makes its spread that of one probe at the same cost.
     of_probe = samples.std(ddof=1) * way.group**0.5
     return Spread(of_probe / traces.abs(), note)
 
@@ -141,5 +142,6 @@ def _predicted(law: VarianceLaw, problem: Problem, traces: pd.Series[float], dra
     """By the law for a probe that is zero outside its block: no cross blocks."""
     norms, diagonals = block_norms(problem, draws, stream(0, "pairs"))
     variance = pd.Series({b: law(norms[b], diagonals[b], 0.0) for b in norms.index})
+    # The clip: a difference of two estimates may be negative by chance.
     note = f"2(‖G_ll‖² − Σ G_ii²) from the pairs of {draws} normal logit probes (claim G7)"
     return Spread(variance.clip(lower=0) ** 0.5 / traces.abs(), note)

@@ -7,7 +7,6 @@ from hesstheory.claims.ledger import Ledger
 from hesstheory.claims.registry import (
     REGISTRY,
     Claim,
-    ClaimPackageError,
     Decide,
     catalogue,
     claim,
@@ -23,7 +22,6 @@ __all__ = [
     "TRAINED_STEPS",
     "Case",
     "Claim",
-    "ClaimPackageError",
     "Context",
     "Decide",
     "Ledger",

@@ -8,7 +8,7 @@ import os
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -16,7 +16,12 @@ from functools import partial
 from hesstheory.claims.context import Context
 from hesstheory.claims.decide import Outcome, decide
 from hesstheory.claims.ledger import Ledger, Record, now, plain, verdict_now
-from hesstheory.claims.premises import all_premises, refuted_premises, verdict_under
+from hesstheory.claims.premises import (
+    all_premises,
+    blocked_premises,
+    refuted_premises,
+    verdict_under,
+)
 from hesstheory.claims.registry import Claim, catalogue, natural_order, select
 from hesstheory.evidence.budget import PROFILES, Budget
 from hesstheory.evidence.checks import Status, Verdict
@@ -118,8 +123,7 @@ def validate(
     KeyError
         If no claim has one of the names.
     ValueError
-        If the profile is unknown or cannot decide a named claim, or if the claims contradict each
-        other.
+        If the profile is unknown or cannot decide a named claim.
 
     Examples
     --------
@@ -137,13 +141,13 @@ def validate(
     done = {record["id"] for record in book.run(run) if record["record"] == "claim"}
     waiting = claims.but_for(done, longest_first=workers > 1)
     start = time.perf_counter()
-    for record in scatter(partial(_decided_record, context=context), waiting, workers):
+    for record in _decided(waiting, context, workers):
         record |= {"run": run, "fingerprint": claims.code[record["id"]], "time": now()}
         book.append(record)
         done.add(record["id"])
         if on_result is not None:
             on_result(record, len(done), len(claims.ids))
-    for record in _under_refuted_premises(book, run, claims):
+    for record in _under_fallen_premises(book, run, claims):
         book.append(record)
     book.append(_end(Run(book.run(run), budget.suite_alpha), run, time.perf_counter() - start))
     return Run(sorted(book.run(run), key=_run_order), budget.suite_alpha)
@@ -187,7 +191,7 @@ def fingerprints(claims: Iterable[Claim]) -> dict[str, str]:
 def _code_of(module: str) -> str:
     try:
         return fingerprint_of(module)
-    except ValueError:
+    except (ValueError, SyntaxError):
         return secrets.token_hex(8)
 
 
@@ -196,8 +200,6 @@ def _chosen(names: Sequence[str], profile: str) -> _Chosen:
     be left out."""
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
-    if isinstance(names, str):
-        raise ValueError(f"names is the text {names!r}: pass a list of claims, [{names!r}]")
     claims = catalogue()
     ids = select(names, claims)
     depth = PROFILES.index(profile)
@@ -208,7 +210,7 @@ def _chosen(names: Sequence[str], profile: str) -> _Chosen:
         )
     ids = [id for id in ids if id not in too_large]
     rests_on = {id: c.rests_on for id, c in claims.items()}
-    needed = set(ids).union(*(all_premises(id, rests_on) for id in ids))
+    needed = set(ids).union(*(all_premises(id, rests_on) for id in ids)) & claims.keys()
     return _Chosen(claims, ids, fingerprints(claims[id] for id in needed))
 
 
@@ -233,9 +235,9 @@ def _begun(book: Ledger, claims: _Chosen, context: Context, budget: Budget, comm
     return run
 
 
-def _under_refuted_premises(book: Ledger, run: str, claims: _Chosen) -> list[Record]:
-    """New records of the claims of this run that hold by their own checks but rest on a refuted
-    claim.
+def _under_fallen_premises(book: Ledger, run: str, claims: _Chosen) -> list[Record]:
+    """New records of the claims of this run that hold by their own checks but rest on one that is
+    refuted or cannot be decided.
 
     A premise that is not part of the run counts by its last verdict in the ledger, unless that is
     stale.
@@ -243,10 +245,16 @@ def _under_refuted_premises(book: Ledger, run: str, claims: _Chosen) -> list[Rec
     decided = {record["id"]: record for record in book.run(run) if record["record"] == "claim"}
     last = book.last_records() | decided
     verdicts = {id: verdict_now(last.get(id), code) for id, code in claims.code.items()}
+    # UNTESTED without a record is a premise that nobody has asked for yet.
+    broken = {id for id, found in verdicts.items() if found is Verdict.UNTESTED and id in last}
+    broken |= {id for id in claims.code if claims.all[id].blocked}
     changed = []
     for id, record in decided.items():
         refuted = refuted_premises(id, claims.rests_on, verdicts)
-        found, detail = verdict_under(Verdict(record["verdict"]), record["detail"], refuted)
+        blocked = blocked_premises(id, claims.rests_on, broken)
+        found, detail = verdict_under(
+            Verdict(record["verdict"]), record["detail"], refuted, blocked
+        )
         if found != record["verdict"]:
             change = {"verdict": found, "detail": detail, "condition": "", "time": now()}
             changed.append(record | change)
@@ -266,6 +274,14 @@ def _end(result: Run, run: str, seconds: float) -> Record:
 def _run_order(record: Record) -> tuple[int, tuple[str, int, str]]:
     """The header first, claims in natural order, the end last."""
     return ({"run": 0, "claim": 1, "end": 2}[record["record"]], natural_order(record.get("id", "")))
+
+
+def _decided(waiting: Sequence[Claim], context: Context, workers: int) -> Iterator[Record]:
+    """Records of claims as they are decided; what is blocked is not sent to another process, which
+    could not load it."""
+    record_of = partial(_decided_record, context=context)
+    yield from (record_of(c) for c in waiting if c.blocked)
+    yield from scatter(record_of, [c for c in waiting if not c.blocked], workers)
 
 
 def _decided_record(c: Claim, context: Context) -> Record:

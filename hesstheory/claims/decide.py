@@ -57,8 +57,11 @@ def decide(claim: Claim, context: Context) -> Outcome:
     Returns
     -------
     Outcome
-        With the verdict UNTESTED, which no claim can expect, where an exception stops the checks.
+        With the verdict UNTESTED, which no claim can expect, where the claim is blocked or an
+        exception stops the checks.
     """
+    if claim.blocked:
+        return Outcome(claim, Verdict.UNTESTED, None, claim.blocked, (), (), 0.0)
     start = time.perf_counter()
     context = dataclasses.replace(context, claim=claim.id)
     checks: list[Check] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hesstheory.evidence.checks import Verdict
 
@@ -12,40 +12,41 @@ Premises = Mapping[str, Sequence[str]]
 _AFFIRMED = (Verdict.HOLDS, Verdict.CONDITIONAL)
 
 
-def check_premises(rests_on: Premises, expected: Mapping[str, Verdict]) -> None:
-    """Refuses premises that do not exist, circles, and hopes that rest on a claim expected to be
+def faults_of_premises(rests_on: Premises, expected: Mapping[str, Verdict]) -> dict[str, str]:
+    """By id what is wrong with the premises of a claim, and what to change.
+
+    Wrong are premises that do not exist, circles, and hopes that rest on a claim expected to be
     refuted.
 
-    Raises
-    ------
-    ValueError
-        With the id of the claim and what to change.
+    Examples
+    --------
+    >>> faults_of_premises({"T1": [], "T2": ["T1"], "T3": ["T9"]}, {})["T3"]
+    'claim T3 rests on T9, which no claim package registers: correct rests_on='
     """
-    _check_known(rests_on)
-    for id in rests_on:
-        if circle := _circle_from(id, rests_on):
-            raise ValueError(
-                f"claims rest on each other in a circle, {' → '.join(circle)}: "
-                f"remove one of these from rests_on="
-            )
-    for id, verdict in expected.items():
-        refuted = refuted_premises(id, rests_on, expected)
-        if refuted and verdict in _AFFIRMED:
-            raise ValueError(
-                f"claim {id} expects {verdict}, but rests on {', '.join(refuted)}, which is "
-                f"expected to be refuted: pass expected=Verdict.INCONCLUSIVE, or derive it "
-                f"without that"
-            )
+    faults = {id: _fault_of(id, rests_on, expected) for id in rests_on}
+    return {id: fault for id, fault in faults.items() if fault}
 
 
-def _check_known(rests_on: Premises) -> None:
-    """Refuses premises that no claim has as its id."""
-    for id, premises in rests_on.items():
-        if unknown := [premise for premise in premises if premise not in rests_on]:
-            raise ValueError(
-                f"claim {id} rests on {', '.join(unknown)}, which no claim package registers: "
-                f"correct rests_on="
-            )
+def _fault_of(id: str, rests_on: Premises, expected: Mapping[str, Verdict]) -> str:
+    """What is wrong with the premises of one claim, or nothing."""
+    if unknown := [premise for premise in rests_on[id] if premise not in rests_on]:
+        return (
+            f"claim {id} rests on {', '.join(unknown)}, which no claim package registers: "
+            f"correct rests_on="
+        )
+    if circle := _circle_from(id, rests_on):
+        return (
+            f"claims rest on each other in a circle, {' → '.join(circle)}: "
+            f"remove one of these from rests_on="
+        )
+    refuted = refuted_premises(id, rests_on, expected)
+    if refuted and expected[id] in _AFFIRMED:
+        return (
+            f"claim {id} expects {expected[id]}, but rests on {', '.join(refuted)}, which is "
+            f"expected to be refuted: pass expected=Verdict.INCONCLUSIVE, or derive it "
+            f"without that"
+        )
+    return ""
 
 
 def all_premises(id: str, rests_on: Premises) -> list[str]:
@@ -66,8 +67,15 @@ def refuted_premises(id: str, rests_on: Premises, verdicts: Mapping[str, Verdict
     return [premise for premise in below if verdicts.get(premise) is Verdict.REFUTED]
 
 
-def verdict_under(verdict: Verdict, detail: str, refuted: Sequence[str]) -> tuple[Verdict, str]:
-    """Verdict and detail of a claim, given its refuted premises.
+def blocked_premises(id: str, rests_on: Premises, blocked: Collection[str]) -> list[str]:
+    """Ids of the claims that cannot be decided among all those below a claim."""
+    return [premise for premise in all_premises(id, rests_on) if premise in blocked]
+
+
+def verdict_under(
+    verdict: Verdict, detail: str, refuted: Sequence[str], blocked: Sequence[str] = ()
+) -> tuple[Verdict, str]:
+    """Verdict and detail of a claim, given its premises that are refuted or cannot be decided.
 
     What holds by its own checks becomes INCONCLUSIVE: the checks stand, the derivation does not. A
     refuted or undecided claim stays as it is.
@@ -77,9 +85,16 @@ def verdict_under(verdict: Verdict, detail: str, refuted: Sequence[str]) -> tupl
     >>> verdict_under(Verdict.HOLDS, "3 exact checks passed", ["T2"])[1]
     'rests on T2, which is refuted; its own checks say HOLDS: 3 exact checks passed'
     """
-    if not refuted or verdict not in _AFFIRMED:
+    if not (refuted or blocked) or verdict not in _AFFIRMED:
         return verdict, detail
-    named = f"{', '.join(refuted)}, which {'is' if len(refuted) == 1 else 'are'} refuted"
+    grounds = []
+    if refuted:
+        grounds.append(
+            f"{', '.join(refuted)}, which {'is' if len(refuted) == 1 else 'are'} refuted"
+        )
+    if blocked:
+        grounds.append(f"{', '.join(blocked)}, which cannot be decided")
+    named = " and on ".join(grounds)
     return Verdict.INCONCLUSIVE, f"rests on {named}; its own checks say {verdict}: {detail}"
 
 

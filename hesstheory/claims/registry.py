@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias
 
 from hesstheory.claims.context import Context
-from hesstheory.claims.premises import check_premises
+from hesstheory.claims.premises import faults_of_premises
 from hesstheory.evidence.budget import PROFILES
 from hesstheory.evidence.checks import Check, Verdict
-from hesstheory.run.sources import CLAIM_PACKAGES
+from hesstheory.run.names import check_list_of_names, no_such
+from hesstheory.run.sources import CLAIM_PACKAGES, tops_of_claim_packages
 
 # A formula, a matrix or an estimator: only the claim knows how to call it.
 Subject: TypeAlias = Any
 
 Decide: TypeAlias = Callable[[Subject, Context], Iterable[Check]]
+
+_P = ParamSpec("_P")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Claim:
         Ids of the claims that its derivation or its evidence uses.
     seconds
         About how long a decision takes in the ci profile, in CPU seconds.
+    blocked
+        Why it cannot be decided, and what to mend; empty for a claim in order.
     """
 
     id: str
@@ -60,15 +67,39 @@ class Claim:
     profile: str = "smoke"
     rests_on: tuple[str, ...] = ()
     seconds: float = 1.0
+    blocked: str = ""
 
 
 REGISTRY: dict[str, Claim] = {}
 
+# What stands in for claims and modules of installed packages that were refused.
+_BLOCKED: dict[str, Claim] = {}
 
-class ClaimPackageError(ImportError):
-    """An installed claim package cannot be imported."""
+
+def _blocks_itself_alone(
+    make: Callable[_P, Callable[[Decide], Decide]],
+) -> Callable[_P, Callable[[Decide], Decide]]:
+    """In an installed claim package, a claim that is refused must not take the rest of its module
+    along; elsewhere the error is for whoever types it."""
+
+    @functools.wraps(make)
+    def made(*args: _P.args, **kwargs: _P.kwargs) -> Callable[[Decide], Decide]:
+        def register(decide: Decide) -> Decide:
+            try:
+                return make(*args, **kwargs)(decide)
+            except Exception as error:
+                if not _is_installed(getattr(decide, "__module__", "")):
+                    raise
+                id = args[0] if args else kwargs.get("id", "")
+                _block_claim(str(id), decide, error)
+                return decide
+
+        return register
+
+    return made
 
 
+@_blocks_itself_alone
 def claim(
     id: str,
     statement: str,
@@ -124,7 +155,10 @@ def claim(
     ------
     ValueError
         If the profile is unknown, the expected verdict is no outcome of checks, the smoke profile
-        would have to draw numbers, the id is taken, or two mutants have one name.
+        would have to draw numbers, the id is taken, two mutants have one name, or `rests_on` is no
+        list of names. In an installed claim package the claim is blocked instead, see `catalogue`.
+    TypeError
+        If a setting is of another type.
 
     Examples
     --------
@@ -141,26 +175,63 @@ def claim(
     >>> REGISTRY.pop("X1").title
     'doubling is adding'
     """
-    _check_settings(id, expected, statistical, profile)
 
     def register(decide: Decide) -> Decide:
+        texts = {"id": id, "statement": statement, "reason": reason, "source": source,
+                 "formula": formula}  # fmt: skip
+        _check_types(id, texts, statistical, seconds)
+        _check_settings(id, expected, statistical, profile)
+        _check_function(id, decide)
+        check_list_of_names(f"claim {id}: rests_on", rests_on)
         _check_free(id, decide)
-        named = {mutant_name(mutant): mutant for mutant in mutants}
-        if len(named) != len(mutants):
-            names = sorted(map(mutant_name, mutants))
-            raise ValueError(f"claim {id} has two mutants of one name: {names}")
-        title = decide.__name__.replace("_", " ")
         REGISTRY[id] = Claim(
-            id, title, statement, formula, source, expected, reason, subject, named, decide,
-            statistical, profile, tuple(rests_on), seconds,
+            id, _title(decide), statement, formula, source, Verdict(expected), reason, subject,
+            _by_name(id, mutants), decide, statistical, profile, tuple(rests_on), seconds,
         )  # fmt: skip
+        _BLOCKED.pop(id, None)  # a module that was mended and loaded again
         return decide
 
     return register
 
 
-def _check_settings(id: str, expected: Verdict, statistical: int, profile: str) -> None:
+def _check_types(
+    id: object, texts: Mapping[str, object], statistical: object, seconds: object
+) -> None:
+    """Refuses settings that later code would trip over."""
+    for name, value in texts.items():
+        if not isinstance(value, str) or (name == "id" and not value):
+            raise TypeError(f"claim {id} has {name}={value!r}: pass a text")
+    if not isinstance(statistical, int) or statistical < 0:
+        raise TypeError(f"claim {id} has statistical={statistical!r}: pass a number of checks")
+    if not isinstance(seconds, int | float):
+        raise TypeError(f"claim {id} has seconds={seconds!r}: pass a number")
+
+
+def _check_function(id: str, decide: object) -> None:
+    """Refuses what has no name to become the title of a claim."""
+    if not callable(decide) or not hasattr(decide, "__name__"):
+        raise TypeError(f"claim {id} decorates {decide!r}: decorate a function with a name")
+
+
+def _title(decide: Decide) -> str:
+    return decide.__name__.replace("_", " ")
+
+
+def _by_name(id: str, mutants: Sequence[Subject]) -> dict[str, Subject]:
+    """Mutants by their names, of which no two may be the same."""
+    if not isinstance(mutants, Sequence) or isinstance(mutants, str):
+        raise TypeError(f"claim {id} has mutants={mutants!r}: pass a list, mutants=[...]")
+    named = {mutant_name(mutant): mutant for mutant in mutants}
+    if len(named) != len(mutants):
+        names = sorted(map(mutant_name, mutants))
+        raise ValueError(f"claim {id} has two mutants of one name: {names}")
+    return named
+
+
+def _check_settings(id: str, expected: object, statistical: int, profile: str) -> None:
     """Refuses settings that contradict each other."""
+    if expected not in list(Verdict):
+        raise ValueError(f"claim {id} has expected={expected!r}: pass expected=Verdict.HOLDS")
     if profile not in PROFILES:
         raise ValueError(f"profile is {profile!r}: choose from {', '.join(PROFILES)}")
     if expected in (Verdict.STALE, Verdict.UNTESTED):
@@ -193,41 +264,88 @@ def catalogue() -> dict[str, Claim]:
     A claim package is named by an entry point of the group `hesstheory.claims`. All its modules are
     imported.
 
+    What cannot be decided is in the catalogue too, and `blocked` says why: a claim that is
+    malformed, one that rests on an unknown one, on itself or against what is expected of its
+    premises, and, under its own name and with the claims that it had registered, a module that
+    cannot be imported. The other claims are as they would be without it.
+
     Returns
     -------
     dict
         Claims by id: T2 comes before T10.
-
-    Raises
-    ------
-    ClaimPackageError
-        If a claim package cannot be imported.
-    ValueError
-        If a claim rests on an unknown one, on itself, or on one that is expected to be refuted.
     """
-    for package in entry_points(group=CLAIM_PACKAGES):
-        _import_all(package)
-    claims = dict(sorted(REGISTRY.items(), key=lambda item: natural_order(item[0])))
-    check_premises(
+    # Our own package first: an id that two packages want stays ours.
+    for package in sorted(entry_points(group=CLAIM_PACKAGES), key=_ours_first):
+        for module in _modules_of(package):
+            _import(module, package)
+    claims = dict(sorted((_BLOCKED | REGISTRY).items(), key=lambda item: natural_order(item[0])))
+    faults = faults_of_premises(
         {id: c.rests_on for id, c in claims.items()}, {id: c.expected for id, c in claims.items()}
     )
+    for id, fault in faults.items():
+        blocked = f"{fault} (claim of {claims[id].decide.__module__})"
+        claims[id] = replace(claims[id], blocked=blocked)
     return claims
 
 
-def _import_all(package: EntryPoint) -> None:
-    """Imports every module of a claim package."""
+def _ours_first(package: EntryPoint) -> tuple[bool, str]:
+    return (package.dist is None or package.dist.name != "hesstheory", package.name)
+
+
+def _modules_of(package: EntryPoint) -> Iterator[str]:
+    """Names of a package and its modules; more than its own only once it is imported."""
+    yield package.module
+    root = sys.modules.get(package.module)
+    for folder in map(Path, getattr(root, "__path__", ())):
+        for file in sorted(folder.rglob("*.py")):  # also in folders without an __init__
+            parts = file.relative_to(folder).with_suffix("").parts
+            names = parts[:-1] if parts[-1] == "__init__" else parts
+            if names:
+                yield ".".join([package.module, *names])
+
+
+def _import(module: str, package: EntryPoint) -> None:
+    """Imports a module of a claim package, or blocks it with the claims that it registered."""
     try:
-        root = package.load()
-        for folder in map(Path, getattr(root, "__path__", ())):
-            for file in sorted(folder.rglob("*.py")):  # also in folders without an __init__
-                parts = file.relative_to(folder).with_suffix("").parts
-                names = parts[:-1] if parts[-1] == "__init__" else parts
-                importlib.import_module(".".join([root.__name__, *names]))
-    except ImportError as error:
-        raise ClaimPackageError(
-            f"the claim package {package.value} (entry point {package.name!r} of the group "
-            f"{CLAIM_PACKAGES}) cannot be imported: {error}; install what it needs, or uninstall it"
-        ) from error
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:  # a script may end itself where it is imported
+        reason = (
+            f"module {module} of the claim package {package.module} (entry point {package.name!r} "
+            f"of the group {CLAIM_PACKAGES}) cannot be imported: {type(error).__name__}: {error}; "
+            "mend it, install what it needs, or uninstall the package"
+        )
+        _BLOCKED[module] = _stand_in(module, module, "a module of claims", reason)
+        # Another process could not load their functions either.
+        for c in [c for c in REGISTRY.values() if c.decide.__module__ == module]:
+            text = f"claim {c.id} is registered by {module}, which cannot be imported"
+            _BLOCKED[c.id] = replace(REGISTRY.pop(c.id), blocked=text)
+    else:
+        _BLOCKED.pop(module, None)
+
+
+def _is_installed(module: str) -> bool:
+    """Whether a module belongs to an installed claim package."""
+    return module.partition(".")[0] in tops_of_claim_packages()
+
+
+def _block_claim(id: str, decide: Decide, error: Exception) -> None:
+    """Puts a stand-in where a claim was refused; where its id is taken, under a name of its own."""
+    module = decide.__module__
+    reason = f"claim {id!r} of {module} is malformed: {error}"
+    name = f"{id}@{module}" if id in REGISTRY or not id else id
+    _BLOCKED[name] = _stand_in(
+        name, module, getattr(decide, "__name__", "").replace("_", " "), reason
+    )
+
+
+def _stand_in(id: str, module: str, title: str, reason: str) -> Claim:
+    """A claim that nothing can decide."""
+
+    def decide(subject: Subject, context: Context) -> Iterable[Check]:
+        raise RuntimeError(reason)
+
+    decide.__module__ = module  # as its fingerprint and the listing expect
+    return Claim(id, title, title, "", "", Verdict.HOLDS, "", None, {}, decide, blocked=reason)
 
 
 def select(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
@@ -235,11 +353,12 @@ def select(names: Sequence[str], claims: Mapping[str, Claim]) -> list[str]:
 
     Raises KeyError for a name that no claim has.
     """
+    check_list_of_names("names", names)
     chosen: dict[str, None] = {}
     for name in names or claims:
         found = [id for id in claims if id == name or id.startswith(name + ".")]
         if not found:
-            raise KeyError(f"no claim {name!r}; the claims are {', '.join(claims)}")
+            raise KeyError(no_such("claim", name, claims))
         chosen.update(dict.fromkeys(found))
     return sorted(chosen, key=natural_order)
 

@@ -21,7 +21,7 @@ class Standing:
     """The last verdict on a claim, and what it is worth today.
 
     `now` is STALE where code or libraries have changed since, and UNTESTED where there is no
-    verdict.
+    verdict or the claim is blocked.
     """
 
     id: str
@@ -73,7 +73,7 @@ def standings(ledger: str | os.PathLike[str] | None, names: Sequence[str] = ()) 
         record = records.get(c.id)
         last = Verdict(record["verdict"]) if record else None
         profile, time = (record["profile"], record["time"]) if record else ("", "")
-        now = verdict_now(record, code[c.id])
+        now = Verdict.UNTESTED if c.blocked else verdict_now(record, code[c.id])
         found.append(Standing(c.id, c.title, now, last, c.expected, profile, time))
     return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hesstheory.cli.validate import VERDICT_STYLE, refusals
+from hesstheory.cli.validate import VERDICT_STYLE, refusals, say_what_is_blocked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,17 +31,24 @@ def list_claims(
         bool, typer.Option("--markdown", help="Print the catalogue as a page in Markdown.")
     ] = False,
 ) -> None:
-    """Lists the claims with what they rest on and the verdict that is expected."""
+    """Lists the claims with what they rest on and the verdict that is expected.
+
+    Those that cannot be decided are named on stderr alone; the exit code is 3 then.
+    """
     from hesstheory.claims import listing
     from hesstheory.claims.registry import catalogue, select
 
+    say_what_is_blocked()
     with refusals():
         claims = catalogue()
-        chosen = [claims[id] for id in select(names or [], claims)]
+        named = [claims[id] for id in select(names or [], claims)]
+    chosen = [c for c in named if not c.blocked]
     if markdown:
         typer.echo(listing.markdown(chosen), nl=False)
     else:
         _print_table(chosen)
+    if len(chosen) < len(named):
+        raise typer.Exit(3)
 
 
 def _print_table(claims: Sequence[Claim]) -> None:

@@ -17,6 +17,7 @@ from hesstheory.conformance.suite import check_estimator
 from hesstheory.conformance.suspects import SIGNATURES
 from hesstheory.evidence.checks import Status
 from hesstheory.run.files import write_atomically
+from hesstheory.run.names import check_list_of_names, no_such
 from hesstheory.run.workers import scatter
 
 
@@ -50,10 +51,13 @@ def kill_matrix(
     ------
     KeyError
         A name is not known.
+    ValueError
+        `names` is no list of names.
     """
+    check_list_of_names("names", names or ())
     chosen = list(names or WRONG)
     if unknown := [name for name in chosen if name not in WRONG]:
-        raise KeyError(f"no mutant {unknown[0]!r}; the mutants are {', '.join(WRONG)}")
+        raise KeyError(no_such("mutant", unknown[0], WRONG))
     profiles = (profile,) if all_checks else tuple(dict.fromkeys(("smoke", profile)))
     tasks = [(name, profiles, num_probes, seed) for name in chosen]
     found = {}

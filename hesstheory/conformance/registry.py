@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from hesstheory.conformance.problems.reference import Reference
 from hesstheory.conformance.problems.registry import references
 from hesstheory.conformance.session import Finding, Session
 from hesstheory.evidence.budget import Budget
+from hesstheory.run.names import check_list_of_names
 
 Decide = Callable[[Session], Iterable[Finding]]
 
@@ -72,9 +73,11 @@ CHECKS: dict[str, ConformanceCheck] = {}
 
 
 def check(
-    *problems: str, needs: Iterable[str] = (), profile: str = "smoke", tests: Tests = no_test
+    *problems: str, needs: Collection[str] = (), profile: str = "smoke", tests: Tests = no_test
 ) -> Callable[[Decide], Decide]:
     """Registers a check under its name; the first line of its docstring is the question."""
+
+    check_list_of_names("needs", needs)
 
     def register(decide: Decide) -> Decide:
         question = (decide.__doc__ or "").splitlines()[0]

@@ -11,6 +11,7 @@ from hesstheory.conformance.results import CheckResult
 from hesstheory.conformance.settings import TIME_LIMIT
 from hesstheory.conformance.subjects.peers import PEERS, distribution_of, installed
 from hesstheory.conformance.suite import check_estimator
+from hesstheory.run.names import check_list_of_names, no_such
 
 
 def scoreboard(
@@ -40,8 +41,9 @@ def scoreboard(
     Misuse
         A peer is unknown or not installed.
     """
+    check_list_of_names("names", names or (), Misuse)
     if unknown := [name for name in names or () if name not in PEERS]:
-        raise Misuse(f"no peer {unknown[0]!r}; the peers are {', '.join(PEERS)}")
+        raise Misuse(no_such("peer", unknown[0], PEERS))
     present = installed()
     expected = read_tables(xfails, PEERS) if xfails else {}
     if missing := [name for name in names or () if distribution_of(name) not in present]:

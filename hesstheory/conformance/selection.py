@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hesstheory.conformance.checks import CHECKS as CHECKS
 from hesstheory.conformance.contract import Misuse
 from hesstheory.evidence.budget import PROFILES
+from hesstheory.run.names import check_list_of_names, no_such
 
 
 def full_name(check: str) -> str:
@@ -27,8 +28,9 @@ def checks_of(profile: str) -> list[str]:
 def chosen(names: Sequence[str] | None, profile: str) -> list[str]:
     """The named checks with their prerequisites, or all of the profile, in their order."""
     check_profile(profile)
+    check_list_of_names("checks", names or (), Misuse)
     if unknown := [name for name in names or () if full_name(name) not in CHECKS]:
-        raise Misuse(f"no check {unknown[0]!r}; the checks are {', '.join(CHECKS)}")
+        raise Misuse(no_such("check", unknown[0], CHECKS))
     wanted: set[str] = set()
 
     def want(name: str) -> None:

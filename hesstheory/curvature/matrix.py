@@ -82,11 +82,7 @@ class Curvature:
         return (self.problem.num_params, self.problem.num_params)
 
     def __repr__(self) -> str:
-        signs = " ".join(
-            f"{coefficient:+g}·{getattr(term, '__name__', str(term)).removeprefix('linearised_')}"
-            for coefficient, term in self.terms
-        )
-        return f"Curvature({signs}, {self.problem!r})"
+        return f"Curvature({_in_words(self.terms)}, {self.problem!r})"
 
     def __sub__(self, other: Curvature) -> Curvature:
         return self + Curvature(other.problem, tuple((-c, term) for c, term in other.terms))
@@ -99,7 +95,6 @@ class Curvature:
             )
         return Curvature(self.problem, self.terms + other.terms)
 
-    @differentiating()
     def __matmul__(self, V: Float[Tensor, " params"] | Float[Tensor, "params columns"]) -> Tensor:
         """Product with one vector or with many columns; one graph per batch serves all columns."""
         columns = checked_columns(self.problem, V, copies=2)
@@ -107,12 +102,10 @@ class Curvature:
         check_finite(out)
         return out[0] if V.ndim == 1 else out.mT
 
-    @differentiating()
     def quadratic_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
         """Forms q_l = z_lᵀ(Cz)_l of every probe and block, in float64; signs may come as int8."""
         return self._forms(Z, [range(len(self.problem.params))])
 
-    @differentiating()
     def separated_forms(self, Z: Real[Tensor, "params probes"]) -> Float[Tensor, "probes blocks"]:
         """Forms q_l = z_lᵀ C_ll z_l of every probe and block, one product for each block."""
         return self._forms(Z, [self._numbers(block) for block in self.problem.partition.blocks])
@@ -156,7 +149,6 @@ class Curvature:
         check_finite(block)
         return block
 
-    @differentiating()
     def block_norms(self) -> pd.DataFrame:
         """Frobenius norms ‖C_lm‖ as a labelled L×L table, from the dense matrix."""
         import pandas as pd
@@ -166,7 +158,6 @@ class Curvature:
         names = list(self.problem.partition.blocks)
         return pd.DataFrame(norms.numpy(), index=names, columns=names)
 
-    @differentiating()
     def trace_by_block(self) -> pd.Series[float]:
         """Exact traces tr C_ll by block, from the dense diagonal blocks."""
         import pandas as pd
@@ -193,6 +184,14 @@ class Curvature:
 
 # What the options `matrix=` take: `hessian`, `ggn`, `residual`, or a function like them.
 MatrixOf = Callable[[Problem], Curvature]
+
+
+def _in_words(terms: sums.Terms) -> str:
+    """A sum of matrices, such as "+1·hessian -1·ggn"."""
+    return " ".join(
+        f"{coefficient:+g}·{getattr(term, '__name__', str(term)).removeprefix('linearised_')}"
+        for coefficient, term in terms
+    )
 
 
 def hessian(problem: Problem) -> Curvature:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Real
 from torch import Tensor
 
-from hesstheory.autograd.graph import second_derivatives
+from hesstheory.autograd.graph import differentiating, second_derivatives
 from hesstheory.autograd.products import side_by_side, unit_tangents
 from hesstheory.curvature.linearised import Linearise, Push
 from hesstheory.problem.risk import Problem
@@ -36,6 +36,7 @@ def tangents(problem: Problem, columns: Real[Tensor, "columns params"]) -> list[
     ]
 
 
+@differentiating()
 def products(
     problem: Problem, terms: Terms, columns: Float[Tensor, "columns params"]
 ) -> Float[Tensor, "columns params"]:
@@ -49,6 +50,7 @@ def products(
     return out
 
 
+@differentiating()
 def forms(
     problem: Problem,
     terms: Terms,
@@ -85,6 +87,7 @@ def _inner(rows: Tensor, probes: Tensor) -> Float[Tensor, " columns"]:
     return (rows * probes).reshape(len(rows), -1).sum(1, dtype=torch.float64)
 
 
+@differentiating()
 def add_rows(
     problem: Problem,
     terms: Terms,

@@ -12,7 +12,13 @@ from torch import Tensor
 from hesstheory.autograd.graph import differentiating
 from hesstheory.curvature.limits import check_fits
 from hesstheory.curvature.matrix import MatrixOf, hessian
-from hesstheory.estimators.inputs import check_choices, check_num_probes, chosen_number, sampler
+from hesstheory.estimators.inputs import (
+    check_choices,
+    check_num_probes,
+    check_samples_fit,
+    chosen_number,
+    sampler,
+)
 from hesstheory.estimators.probes import Gaussian, Probe, Rademacher
 from hesstheory.estimators.products import labelled
 from hesstheory.estimators.protocol import VarianceLaw
@@ -83,6 +89,7 @@ class HutchPP:
         rank = min(self.rank, problem.num_params)
         H = self.matrix(problem)
         sample = sampler(self.probe, problem, generator)
+        check_samples_fit(problem, number, len(problem.partition.blocks))
         check_fits(problem, rank, _BASIS_COPIES * problem.dtype.itemsize, "of rank")
         Q = torch.linalg.qr(H @ sample(rank))[0].contiguous()
         HQ = H @ Q

@@ -15,6 +15,7 @@ from hesstheory.curvature.matrix import ggn, residual
 from hesstheory.estimators.inputs import (
     check_choices,
     check_num_probes,
+    check_samples_fit,
     checked_generator,
     chosen_number,
 )
@@ -91,6 +92,7 @@ class LogitProbeTrace:
         given = checked_generator(generator)
         few = first_samples(problem)
         order = {name: j for j, name in enumerate(problem.params)}
+        check_samples_fit(problem, number, len(order))
         of_tensor = torch.zeros(number, len(order), dtype=torch.float64)
         for k, weight, squares in self._draws(problem, few, given, number):
             for name, square in squares.items():
@@ -124,6 +126,7 @@ class LogitProbeTrace:
                 yield root.combination(signs.to(torch.float64))
             return
         S = loss_root(line.problem, line.outputs, line.batch)
+        # Without columns of S the matrix G is 0, and so are all samples.
         for _ in range(number if S.shape[2] else 0):
             signs = self.probe.sample(S.shape[2], len(S), generator).mT.to(S)
             yield (S @ signs[:, :, None]).reshape(line.outputs.shape)

@@ -13,10 +13,14 @@ from hesstheory.curvature.limits import check_fits
 from hesstheory.curvature.matrix import Curvature, hessian
 from hesstheory.estimators.probes import Probe, Rademacher
 from hesstheory.problem.risk import Problem
+from hesstheory.run.memory import free_memory
 
 # Entries of the probes held at once, 2 GiB in float64. It is the same on every machine: a group
 # is one draw, and draws must not depend on the memory.
 _GROUP_ELEMENTS = 2**28
+
+# Tables of samples that are held at once: the parts that groups of probes gave, and all in one.
+_SAMPLES_COPIES = 2
 
 
 def check_num_probes(num_probes: object, name: str = "num_probes") -> None:
@@ -52,6 +56,21 @@ def chosen_number(own: int, num_probes: int | None) -> int:
     return int(num_probes)
 
 
+def check_samples_fit(problem: Problem, num_probes: int, num_columns: int) -> None:
+    """Raises MemoryError, before any work, where the table of samples cannot be held.
+
+    Its entries are float64, a row per probe. They lie on the device first and come to the host.
+    """
+    row = _SAMPLES_COPIES * 8 * num_columns  # bytes of float64
+    available = min(map(free_memory, {problem.device, torch.device("cpu")}))
+    if int(num_probes) * row > available:
+        raise MemoryError(
+            f"the samples of {num_probes:,} probes need {int(num_probes) * row:,} bytes with all "
+            f"copies and {available:,} are free: {available // row:,} probes fit; ask for fewer, "
+            "or average several calls"
+        )
+
+
 def checked_generator(generator: object, instead: str = "") -> torch.Generator:
     """The generator; TypeError where it is none. `instead` names another way out."""
     if not isinstance(generator, torch.Generator):
@@ -72,7 +91,7 @@ def checked_probes(
     TypeError
         They are no tensor of real numbers.
     ValueError
-        They are not P×K, not as many as `num_probes`, or not finite.
+        They are not P×K, not as many as `num_probes`, not finite in the model's dtype, or all 0.
     """
     if not isinstance(probes, Tensor):
         raise TypeError(
@@ -92,9 +111,19 @@ def checked_probes(
             f"num_probes is {num_probes!r} and probes has {probes.shape[1]} columns: pass one of "
             "the two"
         )
-    if not bool(torch.isfinite(probes).all()):
-        raise ValueError("probes holds NaN or infinity: every entry must be finite")
-    return probes.to(problem.dtype).to(problem.device)
+    # The model's dtype may turn a large number into infinity and a small one into 0.
+    cast = probes.to(problem.dtype).to(problem.device)
+    anew = f"draw them, Rademacher().sample({problem.num_params}, {probes.shape[1]}, generator)"
+    if not bool(torch.isfinite(cast).all()):
+        raise ValueError(
+            f"probes holds NaN or infinity as {problem.dtype}: every entry must be finite; {anew}"
+        )
+    # A single column of zeros is a legal draw of sparse signs: without it the mean has a bias.
+    if not bool(cast.any()):
+        raise ValueError(
+            f"probes is 0 throughout as {problem.dtype}, which gives 0 ± 0 for any network: {anew}"
+        )
+    return cast
 
 
 def sampler(

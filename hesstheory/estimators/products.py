@@ -15,6 +15,7 @@ from hesstheory.curvature.matrix import MatrixOf, hessian
 from hesstheory.estimators.inputs import (
     check_choices,
     check_num_probes,
+    check_samples_fit,
     checked_probes,
     chosen_number,
     drawn_groups,
@@ -162,6 +163,7 @@ def _groups(
     """The probes of one call: the given ones, or drawn ones in groups."""
     number = chosen_number(estimator.num_probes, num_probes)
     if probes is None:
+        check_samples_fit(problem, number, len(problem.partition.blocks))
         yield from drawn_groups(estimator.probe, problem, generator, number)
     else:
         yield checked_probes(problem, probes, num_probes)

@@ -12,9 +12,10 @@ import torch
 
 from hesstheory.autograd.graph import differentiating
 from hesstheory.estimators.from_outputs import ControlVariateTrace
-from hesstheory.estimators.joint import check_level, joint_quantile
+from hesstheory.estimators.joint import joint_quantile
 from hesstheory.estimators.protocol import Estimator
 from hesstheory.estimators.without_probes import REFUSALS, ways_without_probes
+from hesstheory.evidence.intervals import check_level
 from hesstheory.problem.risk import Problem
 from hesstheory.results.plans import configured_name
 from hesstheory.results.ranking import Ranking

@@ -14,9 +14,10 @@ import torch
 from hesstheory.autograd.graph import differentiating
 from hesstheory.estimators.from_outputs import ControlVariateTrace, LogitProbeTrace
 from hesstheory.estimators.inputs import checked_generator
-from hesstheory.estimators.joint import check_level, joint_quantile
+from hesstheory.estimators.joint import joint_quantile
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.estimators.without_probes import REFUSALS, ways_without_probes
+from hesstheory.evidence.intervals import check_level
 from hesstheory.outputs.fit import fitted
 from hesstheory.outputs.traces import exact_traces
 from hesstheory.problem.risk import Problem
@@ -98,8 +99,7 @@ def recommend(
     >>> plan.worst <= 0.1
     True
     """
-    if not 0 < relative_error < 1:
-        raise ValueError(f"relative_error is {relative_error}: pass a share such as 0.05")
+    check_level(relative_error, "relative_error", "pass a share such as 0.05")
     check_level(level)
     checked_generator(generator)
     with suppress(TypeError):  # outputs that are no tensor: no plan reads them, so none needs room
@@ -171,6 +171,7 @@ def tried(estimator: _Kind, problem: Problem, generator: torch.Generator) -> Tri
     while True:
         seconds, samples = run(count)
         if seconds > _TIMES_FIRST * once or seconds > _LONG_SECONDS:
+            # The runs differ by count − 1 probes; the rest of the short one is paid once.
             per_probe = max(seconds - once, 0.0) / (count - 1)
             return Trial(estimator, samples, max(once - per_probe, 0.0), per_probe)
         count *= 4

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from hesstheory.evidence.exact import Array
+
+
+def check_level(
+    level: object, name: str = "level", cure: str = "pass a probability, such as 0.95"
+) -> None:
+    """Raises ValueError unless it is a number strictly between 0 and 1."""
+    if not isinstance(level, Real) or not 0 < float(level) < 1:
+        raise ValueError(f"{name} is {level!r}: {cure}")
 
 
 def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
@@ -70,6 +79,7 @@ def degrees_of_freedom(values: Array) -> float:
     """
     from scipy import stats
 
+    # Equal values have no kurtosis: it is 0/0.
     kurtosis = float(stats.kurtosis(values, fisher=False)) if values.std() > 0 else 3.0
     return 2 * (len(values) - 1) / (max(kurtosis, 3.0) - 1)
 

@@ -69,6 +69,7 @@ class Tail:
     def half_width(self, num_draws: int, alpha: float) -> Numbers:
         """Half the width of the two-sided interval of level 1 − α from n draws, in units of X."""
         L = math.log(2 / alpha)
+        # The positive root ε of nε² = 2L(v + cε), at which the bound on the tail is α.
         drift = self.scale * L / num_draws
         width: Numbers = drift + np.sqrt(drift**2 + 2 * self.variance * L / num_draws)
         return width
@@ -143,6 +144,7 @@ class SequentialTest:
         widths = {n: self.half_width(n) for n in self.looks}
         accepted = {n: np.minimum(self.margin - width, width) for n, width in widths.items()}
         accepted = {n: e for n, e in accepted.items() if np.all(e >= 0)}
+        # Twice, since a miss errs to one side and half_width spends its level on both.
         share = 2 * (1 - self.power) / len(accepted)
         ends = [e + self.tail.half_width(n, share) for n, e in accepted.items()]
         furthest: Numbers = np.max(ends, axis=0)

@@ -20,7 +20,7 @@ from hesstheory.zoo.data import Data
 from hesstheory.zoo.training import descend
 
 _TRAINED_ON = 4096  # images at most that training draws its batches from
-_TRAINING_BATCH = 128
+_TRAINING_BATCH = 128  # as He, Zhang, Ren and Sun (2016) on CIFAR
 _CHECKPOINT_EVERY = 20  # steps; a kill loses at most so many
 
 # What is usual for such networks on CIFAR (He, Zhang, Ren and Sun 2016), but for the step: half of

@@ -105,30 +105,10 @@ class Linearised:
         untold = set(self.ruled)
         right = set[str]()
         for row in range(len(self.outputs))[: -_TRIED - 1 : -1]:
-            told = self._told_by(row) if untold else {}
+            told = _told_by(self, row) if untold else {}
             right |= {name for name in untold & told.keys() if told[name]}
             untold -= told.keys()
         return frozenset(right)
-
-    def _told_by(self, row: int) -> dict[str, bool]:
-        """Whether the rule is right about one row, for the tensors that have a gradient there."""
-        alone = torch.zeros_like(self.outputs)
-        alone[row] = generic(alone[row])
-        names = list(self.ruled)
-        inputs: list[GradientEdge | Tensor] = [*self.edges]
-        inputs += [self.problem.params[name] for name in names]
-        found = torch.autograd.grad(
-            self.outputs,
-            inputs,  # type: ignore[arg-type]
-            alone,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        num_edges = len(self.edges)
-        slopes = [None if slope is None else slope[None] for slope in found[:num_edges]]
-        by_rule = self._summed(slopes)
-        plain = dict(zip(names, found[num_edges:], strict=True))
-        return _agreement(by_rule, plain, row, alone)
 
     def squared_norms(self, cotangent: Tensor) -> dict[str, Float[Tensor, " samples"]]:
         """‖J_nᵀ u_n‖² of every sample n and tensor, for cotangents u like the outputs."""
@@ -176,7 +156,7 @@ class Linearised:
             # The trial's combination, which comes last, is no column of the sum.
             own = [None if slope is None else slope[: K - part.start] for slope in slopes]
             if part.start < K:
-                _add(found, self._summed(own))
+                _add(found, self.summed(own))
         numbers = set[int]() if trial is None else trial.coupled()
         owners = [rule.names for rule in self.rules for _ in rule.edges]
         coupled = [name for number in sorted(numbers) for name in owners[number]]
@@ -187,7 +167,7 @@ class Linearised:
         """Whether the graph shows that the slopes at the outputs of the modules go by rows."""
         return apart_by_graph(self.outputs)
 
-    def _summed(self, slopes: Sequence[Tensor | None]) -> dict[str, Float[Tensor, " samples"]]:
+    def summed(self, slopes: Sequence[Tensor | None]) -> dict[str, Float[Tensor, " samples"]]:
         """What the rules make of the slopes at the outputs of their modules."""
         found = dict[str, Tensor]()
         rest = iter(slopes)
@@ -215,6 +195,27 @@ class Linearised:
         for found in squares.values():
             check_finite(found)
         return squares
+
+
+def _told_by(line: Linearised, row: int) -> dict[str, bool]:
+    """Whether the rule is right about one row, for the tensors that have a gradient there."""
+    alone = torch.zeros_like(line.outputs)
+    alone[row] = generic(alone[row])
+    names = list(line.ruled)
+    inputs: list[GradientEdge | Tensor] = [*line.edges]
+    inputs += [line.problem.params[name] for name in names]
+    found = torch.autograd.grad(
+        line.outputs,
+        inputs,  # type: ignore[arg-type]
+        alone,
+        retain_graph=True,
+        allow_unused=True,
+    )
+    num_edges = len(line.edges)
+    slopes = [None if slope is None else slope[None] for slope in found[:num_edges]]
+    by_rule = line.summed(slopes)
+    plain = dict(zip(names, found[num_edges:], strict=True))
+    return _agreement(by_rule, plain, row, alone)
 
 
 def _agreement(

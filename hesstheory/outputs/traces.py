@@ -102,8 +102,8 @@ def exact_traces(
         block: sum(of_tensor.get(name, 0.0) for name in names)
         for block, names in problem.partition.blocks.items()
     }
-    name = problem.named("tr H" if of_hessian else "tr G")
-    return Estimate.exact(blocks, num_columns, name or "")
+    title = problem.named("tr H" if of_hessian else "tr G")
+    return Estimate.exact(blocks, num_columns, title or "")
 
 
 @full_precision()

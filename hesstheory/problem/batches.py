@@ -68,8 +68,17 @@ def _lengths(part: object) -> list[int]:
 _MANY = 1_000_000
 
 
-def read_batches(batches: Iterable[Batch]) -> tuple[Batch, ...]:
+def read_batches(
+    batches: Iterable[Batch | Mapping[str, Any]], *, has_own_loss: bool = False
+) -> tuple[Batch, ...]:
     """All batches, read once.
+
+    Parameters
+    ----------
+    batches
+        Pairs of inputs and targets.
+    has_own_loss
+        A batch may be a Mapping of inputs, its targets among them.
 
     Raises
     ------
@@ -88,6 +97,8 @@ def read_batches(batches: Iterable[Batch]) -> tuple[Batch, ...]:
     read = list[Batch]()
     with torch.random.fork_rng([]):  # a DataLoader draws from the global stream
         for number, batch in zip(count(), batches):  # count() has no end
+            if has_own_loss and isinstance(batch, Mapping):
+                batch = (batch, None)
             read.append(_with_keywords(batch))
             # A list lies in memory already.
             held += 0 if isinstance(batches, list | tuple) else _bytes_on_cpu(batch)
@@ -99,12 +110,13 @@ def read_batches(batches: Iterable[Batch]) -> tuple[Batch, ...]:
     return tuple(read)
 
 
-def _with_keywords(batch: Batch) -> Batch:
+def _with_keywords(batch: Any) -> Batch:
     """The batch with inputs of any Mapping, such as a tokenizer's, as a plain dict."""
     is_pair = isinstance(batch, tuple | list) and len(batch) == 2
     if is_pair and isinstance(batch[0], Mapping) and type(batch[0]) is not dict:
         return dict(batch[0]), batch[1]
-    return batch
+    same: Batch = batch
+    return same
 
 
 def _bytes_on_cpu(batch: object) -> int:

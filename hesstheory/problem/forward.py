@@ -69,6 +69,17 @@ def arguments(inputs: object) -> tuple[tuple[object, ...], dict[str, object]]:
     return (inputs,), {}
 
 
+def own_loss(outputs: Any, targets: object) -> Tensor:
+    """The loss that a model returns among its outputs, as those of Hugging Face do."""
+    found = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if not isinstance(found, Tensor):
+        raise ValueError(
+            "loss_fn is None and the model returns no loss: give it its targets (such as labels) "
+            "among the inputs, or pass a loss function"
+        )
+    return found
+
+
 def loss_value(
     loss_fn: Loss, outputs: object, batch: Batch, device: torch.device
 ) -> Float[Tensor, ""]:

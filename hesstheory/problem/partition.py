@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from hesstheory.run.names import no_such
+
 
 @dataclass(frozen=True)
 class Partition:
@@ -47,11 +49,10 @@ class Partition:
         Raises
         ------
         KeyError
-            There is no such block; the message lists the blocks.
+            There is no such block; the message lists them and names the closest.
         """
         if block not in self.blocks:
-            known = ", ".join(map(repr, self.blocks))
-            raise KeyError(f"no block {block!r}; the blocks are {known}")
+            raise KeyError(no_such("block", block, self.blocks))
         return self.blocks[block]
 
     @classmethod

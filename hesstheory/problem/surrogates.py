@@ -33,11 +33,12 @@ if TYPE_CHECKING:
 
 # --- what may replace the derivative ------------------------------------------------------------
 
+_DATA = vars(torch._C.TensorBase)["data"].__get__  # what reading `tensor.data` calls
 _DETACHING = (
     Tensor.detach,
     Tensor.detach_,
     torch.detach,
-    Tensor.data.__get__,
+    _DATA,
     Tensor.item,
     Tensor.tolist,
     Tensor.__float__,

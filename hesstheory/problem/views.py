@@ -114,7 +114,7 @@ def _double_leaf(tensor: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         copied = nn.Parameter(copied, requires_grad=tensor.requires_grad)
     for hook in (tensor._backward_hooks or {}).values():
-        copied.register_hook(hook)
+        copied.register_hook(hook)  # type: ignore[no-untyped-call]  # of PyTorch
     return copied
 
 

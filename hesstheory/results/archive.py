@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
 
 # Stands in every file: reading refuses a file of another kind, or of a later layout.
 _FORMAT = "hesstheory.Estimate/1"
+
+# The last record of a zip archive without a comment: its signature and its bytes (APPNOTE 4.3.16).
+_END = b"PK\x05\x06"
+_END_BYTES = 22
 
 
 def packed(samples: pd.DataFrame, meta: Mapping[str, object]) -> bytes:
@@ -37,10 +42,20 @@ def unpacked(content: bytes, origin: object) -> tuple[pd.DataFrame, dict[str, ob
         ) from error
 
 
+def _check_whole(content: bytes) -> None:
+    """Raises ValueError for bytes before or behind the archive, which zipfile passes over."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = archive.infolist()
+    starts = min((member.header_offset for member in members), default=0)
+    if starts or not content[-_END_BYTES:].startswith(_END):
+        raise ValueError("it has bytes before or behind the archive")
+
+
 def _parsed(content: bytes) -> tuple[pd.DataFrame, dict[str, object]]:
     """The table and the rest, or whatever exception the content causes."""
     import pandas as pd
 
+    _check_whole(content)
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         meta: dict[str, object] = json.loads(str(file["meta"]))
         samples = file["samples"]

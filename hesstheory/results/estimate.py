@@ -10,8 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+
+from hesstheory.evidence.intervals import check_level
 from hesstheory.results.archive import packed, unpacked
 from hesstheory.run.files import write_atomically
+from hesstheory.run.names import no_such
 
 if TYPE_CHECKING:
     import os
@@ -24,7 +28,8 @@ class Estimate(Mapping[str, float]):
     """Traces by block, with what is needed to judge them.
 
     A mapping {block: trace}: `estimate["fc"]`, `dict(estimate)` and `estimate.items()` work. Two
-    estimates are equal where their traces are. An estimate cannot be changed.
+    estimates are equal where their samples, costs and names are, hence their standard errors too;
+    an estimate equals a plain mapping of its traces. An estimate cannot be changed.
 
     Parameters
     ----------
@@ -98,11 +103,14 @@ class Estimate(Mapping[str, float]):
 
     def __getitem__(self, block: str) -> float:
         if block not in self:
-            raise KeyError(f"no block {block!r}: choose from {', '.join(map(str, self))}")
+            raise KeyError(no_such("block", block, self))
         return float(self.value[block])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.samples.columns)
+
+    def __eq__(self, other: object) -> bool:
+        return _same(self, other) if isinstance(other, Estimate) else super().__eq__(other)
 
     def __len__(self) -> int:
         return self.samples.shape[1]
@@ -119,8 +127,7 @@ class Estimate(Mapping[str, float]):
         import pandas as pd
         from scipy.stats import t
 
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}: pass the coverage, such as 0.95")
+        check_level(level)
         if self.is_exact:
             return pd.DataFrame({"low": self.value, "high": self.value})
         if len(self.samples) < 2:
@@ -158,18 +165,32 @@ class Estimate(Mapping[str, float]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes samples and all else to one npz file. A kill leaves the old file."""
         meta = {"num_matvecs": int(self.num_matvecs), "is_exact": self.is_exact, "name": self.name}
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder: name a file in it")
-        write_atomically(Path(path), packed(self.samples, meta))
+        write_atomically(_file(path, "in it"), packed(self.samples, meta))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Estimate:
         """What `save` wrote; pickled objects are refused, ValueError for any other file."""
-        if Path(path).is_dir():
-            raise ValueError(f"{path} is a folder: name a file that Estimate.save wrote")
-        samples, meta = unpacked(Path(path).read_bytes(), path)
+        samples, meta = unpacked(_file(path, "that Estimate.save wrote").read_bytes(), path)
         name = cast("str | None", meta["name"])
         return cls(samples, cast(int, meta["num_matvecs"]), bool(meta["is_exact"]), name)
+
+
+def _file(path: str | os.PathLike[str], which: str) -> Path:
+    """The path of a file; ValueError, which says which file to name, for a folder."""
+    if Path(path).is_dir():
+        raise ValueError(f"{path} is a folder: name a file {which}")
+    return Path(path)
+
+
+def _same(one: Estimate, other: Estimate) -> bool:
+    """Whether all that is known of two estimates is equal; blocks may stand in another order."""
+    facts = [(e.name, e.num_matvecs, e.is_exact, set(e)) for e in (one, other)]
+    if facts[0] != facts[1]:
+        return False
+    a = one.samples.to_numpy(dtype=float)
+    b = other.samples[list(one)].to_numpy(dtype=float)
+    # A NaN equals itself here: the same estimate saved and loaded is equal.
+    return bool(np.array_equal(a, b, equal_nan=True))
 
 
 def _check_samples(samples: object, is_exact: bool) -> None:

@@ -34,7 +34,7 @@ def timed(work: Callable[[], _T], device: torch.device) -> Timed[_T]:
     before.record()
     result = work()
     after.record()
-    torch.cuda.synchronize(device)
+    torch.cuda.synchronize(device)  # both events must have happened before they are read
     milliseconds = float(before.elapsed_time(after))
     return Timed(milliseconds / 1000, result)
 

@@ -89,6 +89,7 @@ class Ranks:
             result = work()
         except Exception as raised:
             error = raised
+        # Also a process that failed takes part: the others wait for its note.
         notes: list[str | None] = [None] * self.count
         with _waiting():
             torch.distributed.all_gather_object(notes, error and f"{type(error).__name__}: {error}")

@@ -68,7 +68,7 @@ def sources_reached(module: str) -> dict[str, str]:
     package leads to the file that defines it; of the packages around a module only their own
     statements count. Modules that are loaded by a computed name are not seen.
     """
-    tops = {module.partition(".")[0], "hesstheory", *_tops_of_claim_packages()}
+    tops = {module.partition(".")[0], "hesstheory", *tops_of_claim_packages()}
     found: dict[str, str] = {}
     around: dict[str, str] = {}
     waiting = [module]
@@ -86,7 +86,8 @@ def sources_reached(module: str) -> dict[str, str]:
     return around | found
 
 
-def _tops_of_claim_packages() -> set[str]:
+def tops_of_claim_packages() -> set[str]:
+    """Import names of the installed claim packages."""
     return {entry.module.partition(".")[0] for entry in entry_points(group=CLAIM_PACKAGES)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
+from hesstheory.run.names import no_such
 from hesstheory.studies.study import Study
 
 NAMES = (
@@ -31,6 +32,6 @@ def study(name: str) -> Study:
     'What do torch.compile and channels-last memory bring?'
     """
     if name not in NAMES:
-        raise KeyError(f"no study {name!r}; the studies are {', '.join(NAMES)}")
+        raise KeyError(no_such("study", name, NAMES))
     found: Study = import_module(f"hesstheory.studies.{name}").STUDY
     return found

@@ -2,6 +2,7 @@
 
 - small networks with known Hessians, from one registry;
 - full-scale networks and real images;
+- transformers, and source text as tokens;
 - problems with prescribed Hessians, and tied weights of known bias.
 
 Parameters are drawn from the generator alone. No function here uses the global random stream.
@@ -26,6 +27,7 @@ from hesstheory.zoo.networks import Attention, Recurrent, ResidualBlock, TiedAut
 from hesstheory.zoo.prescribed import Block, QuadraticForms, mean_output, prescribed
 from hesstheory.zoo.problems import batches, problem, trained
 from hesstheory.zoo.registry import MEDIUM, SMALL, TRAIN_MODE, Network, network
+from hesstheory.zoo.text import sequences, tokens
 from hesstheory.zoo.ties import (
     TiedPair,
     TwoUses,
@@ -33,9 +35,18 @@ from hesstheory.zoo.ties import (
     linear_autoencoder,
     tied_pairs,
 )
+from hesstheory.zoo.transformers import (
+    GPT,
+    TextClassifier,
+    TransformerBlock,
+    VisionTransformer,
+    language_model,
+    next_token_loss,
+)
 
 __all__ = [
     "FULL_SCALE",
+    "GPT",
     "MEDIUM",
     "SMALL",
     "TRAIN_MODE",
@@ -50,11 +61,14 @@ __all__ = [
     "Recurrent",
     "ResNet",
     "ResidualBlock",
+    "TextClassifier",
     "TiedAutoencoder",
     "TiedPair",
+    "TransformerBlock",
     "Transposed",
     "TwoExits",
     "TwoUses",
+    "VisionTransformer",
     "batches",
     "digit_images",
     "digit_rows",
@@ -63,14 +77,18 @@ __all__ = [
     "half_squared_error",
     "images",
     "initialise",
+    "language_model",
     "linear_autoencoder",
     "mean_output",
     "network",
+    "next_token_loss",
     "prescribed",
     "problem",
     "resnet18",
     "resnet34",
+    "sequences",
     "tied_pairs",
+    "tokens",
     "trained",
     "vgg11",
 ]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesstheory.problem.risk import Problem
+from hesstheory.run.names import no_such
 from hesstheory.zoo.data import Data
 from hesstheory.zoo.initial import blank, draw_parameters, set_running_statistics
 
@@ -328,7 +329,7 @@ def full_scale_problem(
 def _check_sizes(name: str, data: Data, num_classes: int, batch_size: int) -> None:
     """Raises KeyError or ValueError for arguments that do not fit each other."""
     if name not in FULL_SCALE:
-        raise KeyError(f"no full-scale network {name!r}; the networks are {', '.join(FULL_SCALE)}")
+        raise KeyError(no_such("full-scale network", name, FULL_SCALE))
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}: pass a whole number of at least 1")
     if (largest := int(data.targets.max())) >= num_classes:

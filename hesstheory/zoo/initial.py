@@ -36,7 +36,21 @@ def blank(build: Callable[P, M], *args: P.args, **kwargs: P.kwargs) -> M:
     """
     with torch.device("meta"):  # where tensors have shapes and no numbers
         module = build(*args, **kwargs)
-    return module.to_empty(device="cpu")
+    # `to_empty` does the same and first imports the compiler of PyTorch, a second in every process.
+    return module.apply(_materialise)
+
+
+def _materialise(module: nn.Module) -> None:
+    """Replaces a module's own tensors, which have no numbers, by uninitialised ones."""
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        setattr(module, name, nn.Parameter(_uninitialised(parameter), parameter.requires_grad))
+    for name, buffer in list(module.named_buffers(recurse=False)):
+        setattr(module, name, _uninitialised(buffer))
+
+
+def _uninitialised(tensor: Tensor) -> Tensor:
+    """A tensor of that shape and dtype on the CPU."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
 
 
 def initialise(

@@ -9,6 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hesstheory.run.names import no_such
 from hesstheory.zoo.data import Data, digit_images, digit_rows, digits, digits_to_reconstruct
 from hesstheory.zoo.full_scale import FULL_SCALE
 from hesstheory.zoo.networks import (
@@ -199,5 +200,5 @@ def network(name: str) -> Network:
     if name in FULL_SCALE:
         raise KeyError(f"{name!r} is a full-scale network: zoo.full_scale_problem builds it")
     if name not in known:
-        raise KeyError(f"no network {name!r}; the networks are {', '.join(known)}")
+        raise KeyError(no_such("network", name, known))
     return known[name]

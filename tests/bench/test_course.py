@@ -103,7 +103,7 @@ def test_a_library_that_fails_is_listed_with_what_it_says(monkeypatch):
     [
         (
             ["resnet"],
-            "no problem 'resnet': choose from mlp, mlp-tanh, cnn, resnet18, "
+            "no problem 'resnet': choose one of mlp, mlp-tanh, cnn, resnet18, "
             "resnet18-as-built, dense",
         ),
         (["mlp", "--repeats", "0"], "--repeats 0: pass one round or more"),

@@ -38,6 +38,7 @@ def registry(package, monkeypatch):
 
     before = dict(registered.REGISTRY)
     registered.REGISTRY.clear()
+    monkeypatch.setattr(registered, "_BLOCKED", {})
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.setattr(registered, "entry_points", ours)
     yield registered.REGISTRY

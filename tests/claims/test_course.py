@@ -67,7 +67,12 @@ def test_a_profile_decides_what_it_can(run, profile, ids):
 @pytest.mark.parametrize(
     ("names", "profile", "error", "message"),
     [
-        (["A9"], "ci", KeyError, "no claim 'A9'; the claims are A1, A2, A2.a, A3, A10, B1, B2"),
+        (
+            ["A9"],
+            "ci",
+            KeyError,
+            "no claim 'A9': choose one of A1, A2, A2.a, A3, A10, B1, B2",
+        ),
         (
             ["A1", "B1"],
             "smoke",

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 from claim_package import ALL, NAME, SMOKE, decided
 
 import hesstheory
@@ -116,17 +115,14 @@ def start(folder, *arguments):
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    return warm.start(*arguments, folder=folder, environment=environment)
 
 
 def kill_when(process, condition):
     """SIGKILL, to this process and no other, as soon as the condition is met."""
     deadline = time.monotonic() + 300  # a loaded machine is slow, not wrong
     while not condition():
-        assert process.poll() is None, process.communicate()[1].decode()
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -136,8 +132,8 @@ def kill_when(process, condition):
 
 def finish(process):
     _, complaints = process.communicate(timeout=300)
-    assert process.returncode == 0, complaints.decode()
-    assert b"Traceback" not in complaints
+    assert process.returncode == 0, complaints
+    assert "Traceback" not in complaints
 
 
 def test_a_kill_costs_the_claim_in_flight_and_no_other(package, tmp_path):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 from claim_package import (
+    breaking,
     conditional,
     failing,
     open_ended,
@@ -16,38 +17,60 @@ from claim_package import (
 
 from hesstheory import claims
 from hesstheory.claims.ledger import Ledger
-from hesstheory.claims.premises import all_premises, check_premises, refuted_premises, verdict_under
+from hesstheory.claims.premises import (
+    all_premises,
+    blocked_premises,
+    faults_of_premises,
+    refuted_premises,
+    verdict_under,
+)
 from hesstheory.evidence.checks import Verdict
 
 HOLDS, REFUTED, INCONCLUSIVE = Verdict.HOLDS, Verdict.REFUTED, Verdict.INCONCLUSIVE
+UNTESTED = Verdict.UNTESTED
 
 REFUSED = {
-    "unknown": ({"T1": [], "T2": ["T1", "T9"]}, {}, "T2 rests on T9, which no claim package"),
-    "itself": ({"T1": ["T1"]}, {}, "in a circle, T1 → T1: remove one"),
-    "two": ({"T1": ["T2"], "T2": ["T1"]}, {}, "T1 → T2 → T1"),
-    "a circle below": ({"T1": ["T2"], "T2": ["T3"], "T3": ["T2"]}, {}, "T2 → T3 → T2"),
+    "unknown": (
+        {"T1": [], "T2": ["T1", "T9"]},
+        {},
+        {"T2": "T2 rests on T9, which no claim package"},
+    ),
+    "itself": ({"T1": ["T1"]}, {}, {"T1": "in a circle, T1 → T1: remove one"}),
+    "two": ({"T1": ["T2"], "T2": ["T1"]}, {}, {"T1": "T1 → T2 → T1", "T2": "T2 → T1 → T2"}),
+    "a circle below": (
+        {"T1": ["T2"], "T2": ["T3"], "T3": ["T2"]},
+        {},
+        {"T2": "T2 → T3 → T2", "T3": "T3 → T2 → T3"},
+    ),
     "the short way": (
         {"T1": ["T2", "T4"], "T2": ["T3"], "T3": ["T4"], "T4": ["T1"]},
         {},
-        "T1 → T4 → T1",
+        {
+            "T1": "T1 → T4 → T1",
+            "T2": "T2 → T3 → T4 → T1 → T2",
+            "T3": "T3 → T4 → T1 → T2 → T3",
+            "T4": "T4 → T1 → T4",
+        },
     ),
     "hope on a refuted one": (
         {"T1": [], "T2": ["T1"], "T3": ["T2"]},
         {"T1": REFUTED, "T2": INCONCLUSIVE, "T3": HOLDS},
-        "T3 expects HOLDS, but rests on T1, which is expected to be refuted",
+        {"T3": "T3 expects HOLDS, but rests on T1, which is expected to be refuted"},
     ),
     "a condition on a refuted one": (
         {"T1": [], "T2": ["T1"]},
         {"T1": REFUTED, "T2": Verdict.CONDITIONAL},
-        "T2 expects CONDITIONAL, but rests on T1",
+        {"T2": "T2 expects CONDITIONAL, but rests on T1"},
     ),
 }
 
 
-@pytest.mark.parametrize(("rests_on", "expected", "message"), REFUSED.values(), ids=REFUSED)
-def test_refused(rests_on, expected, message):
-    with pytest.raises(ValueError, match=message):
-        check_premises(rests_on, expected)
+@pytest.mark.parametrize(("rests_on", "expected", "messages"), REFUSED.values(), ids=REFUSED)
+def test_refused(rests_on, expected, messages):
+    """Those that are wrong themselves; what rests on them is not."""
+    found = faults_of_premises(rests_on, dict.fromkeys(rests_on, HOLDS) | expected)
+    assert found.keys() == messages.keys()
+    assert all(message in found[id] for id, message in messages.items())
 
 
 ALLOWED = {
@@ -60,13 +83,14 @@ ALLOWED = {
 
 @pytest.mark.parametrize(("rests_on", "expected"), ALLOWED.values(), ids=ALLOWED)
 def test_allowed(rests_on, expected):
-    check_premises(rests_on, expected)
+    assert not faults_of_premises(rests_on, dict.fromkeys(rests_on, HOLDS) | expected)
 
 
 def test_premises_are_transitive():
     rests_on = {"T1": [], "T2": ["T1"], "T3": ["T2"], "T4": ["T3", "T2"]}
     assert all_premises("T4", rests_on) == ["T3", "T2", "T1"]
     assert refuted_premises("T4", rests_on, {"T1": REFUTED, "T4": REFUTED}) == ["T1"]
+    assert blocked_premises("T4", rests_on, {"T1", "T4"}) == ["T1"]
 
 
 @pytest.mark.parametrize("verdict", list(Verdict))
@@ -77,18 +101,30 @@ def test_only_what_is_affirmed_falls(verdict):
     own = f"rests on T1, T2, which are refuted; its own checks say {verdict}: why"
     assert detail == (own if fell else "why")
     assert verdict_under(verdict, "why", []) == (verdict, "why")
+    found, detail = verdict_under(verdict, "why", ["T1"], ["T2", "T3"])
+    assert found is (INCONCLUSIVE if fell else verdict)
+    grounds = "T1, which is refuted and on T2, T3, which cannot be decided"
+    own = f"rests on {grounds}; its own checks say {verdict}: why"
+    assert detail == (own if fell else "why")
 
 
 @pytest.mark.parametrize(
     ("premises", "message"),
     [(["X9"], "claim X2 rests on X9"), (["X3"], "X2 → X3 → X2"), (["X1"], "rests on X1, which is")],
 )
-def test_the_catalogue_refuses(registry, premises, message):
+def test_the_catalogue_blocks(run, premises, message):
+    """Nothing holds on a claim that is blocked, and the others are decided."""
     register("X1", failing, expected=REFUTED)
     register("X2", rests_on=premises)
     register("X3", rests_on=["X2"])
-    with pytest.raises(ValueError, match=message):
-        claims.catalogue()
+    assert message in claims.catalogue()["X2"].blocked
+    found = run(["A1", "X1", "X2", "X3"], profile="smoke")
+    decided = {record["id"]: record for record in found.claims}
+    assert message in decided["X2"]["detail"]
+    assert "claim of claim_package" in decided["X2"]["detail"]
+    assert verdicts(found) | {"X3": ""} == {"A1": HOLDS, "X1": REFUTED, "X2": UNTESTED, "X3": ""}
+    assert decided["X3"]["verdict"] in (UNTESTED, INCONCLUSIVE)
+    assert found.exit_code == 3
 
 
 # --- what becomes of a claim under a refuted one --------------------------------------------------
@@ -150,6 +186,17 @@ def test_a_stale_refutation_counts_no_more(chain, tmp_path):
     old = book.last_records()["X1"]
     book.append(old | {"fingerprint": "of other code"})
     assert verdicts(chain(["X2"])) == {"X2": HOLDS}
+
+
+def test_what_rests_on_a_broken_claim_is_inconclusive(run):
+    """Not what rests on one that nobody has asked for."""
+    register("X1", breaking)
+    register("X2", value_is_two, rests_on=["X1"])
+    assert verdicts(run(["X2"], profile="smoke")) == {"X2": HOLDS}
+    found = run(["X1", "X2"], profile="smoke")
+    assert verdicts(found) == {"X1": UNTESTED, "X2": INCONCLUSIVE}
+    assert found.claims[1]["detail"].startswith("rests on X1, which cannot be decided; its own")
+    assert found.exit_code == 3
 
 
 def test_mutants_do_not_come_into_it(run):

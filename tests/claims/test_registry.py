@@ -50,6 +50,27 @@ MISTAKES = {
         {"id": "X2", "profile": "huge"},
         r"profile is 'huge': choose from smoke, ci, full",
     ),
+    "premises as a text": (
+        {"id": "X2", "rests_on": "T1"},
+        r"claim X2: rests_on is the text 'T1': pass a list of names, \['T1'\]",
+    ),
+    "premises that are no names": ({"id": "X2", "rests_on": [1]}, r"rests_on holds 1: pass a list"),
+    "an id that is no text": ({"id": 3}, r"claim 3 has id=3: pass a text"),
+    "no reason": ({"id": "X2", "reason": None}, r"claim X2 has reason=None: pass a text"),
+    "an unknown expectation": (
+        {"id": "X2", "expected": "TRUE"},
+        r"X2 has expected='TRUE': pass expected=Verdict.HOLDS",
+    ),
+    "a number of checks as a text": (
+        {"id": "X2", "statistical": "2"},
+        r"X2 has statistical='2': pass a number of checks",
+    ),
+    "seconds as a text": ({"id": "X2", "seconds": "2"}, r"X2 has seconds='2': pass a number"),
+    "one mutant": ({"id": "X2", "mutants": three}, r"X2 has mutants=.*pass a list, mutants="),
+    "no function": (
+        {"id": "X2", "decide": partial(another)},
+        r"X2 decorates .*: decorate a function with a name",
+    ),
 }
 
 
@@ -57,9 +78,10 @@ MISTAKES = {
 def test_registering_refuses(registry, changes, message):
     register()
     before = dict(registry)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         register(**changes)
     assert registry == before
+    assert all(not c.blocked for c in claims.catalogue().values())
 
 
 def test_registered_claim(registry):
@@ -111,4 +133,4 @@ def test_select_names_the_claims_instead(name):
     known = ["T1", "T1.a", "T2"]
     with pytest.raises(KeyError) as caught:
         select(["T1", name], dict.fromkeys(known))
-    assert caught.value.args[0] == f"no claim {name!r}; the claims are T1, T1.a, T2"
+    assert caught.value.args[0].startswith(f"no claim {name!r}: choose one of T1, T1.a, T2")

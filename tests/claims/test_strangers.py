@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 import hesstheory
 
@@ -24,10 +26,12 @@ def hesstheory_(package, tmp_path):
     environment.pop("FORCE_COLOR", None)
 
     def run(*arguments):
-        command = [sys.executable, "-m", "hesstheory", *arguments]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-        )
+        words = ["-m", "hesstheory", *arguments]
+        if "--workers" in words:  # a forked process has no pool of its own
+            command = [sys.executable, *words]
+            options = {"capture_output": True, "text": True, "timeout": 300, "check": False}
+            return subprocess.run(command, cwd=tmp_path, env=environment, **options)
+        return warm.run(*words, folder=tmp_path, environment=environment, timeout=300)
 
     return run
 
@@ -50,9 +54,42 @@ def test_claims_of_a_stranger_are_listed(hesstheory_):
 
 
 def test_a_package_that_cannot_be_imported_is_named(hesstheory_, package):
+    """It blocks itself: other claims are decided, and the exit code is that of what was asked."""
     (package / "arithmetic.py").write_text("import no_such_module\n")
-    done = hesstheory_("validate", "T14.b", "--profile", "smoke")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "claim package arithmetic_claims" in done.stderr
-    assert "No module named 'no_such_module'" in done.stderr
-    assert "Traceback" not in done.stderr
+    for names, code in (("T14.b",), 0), (("T14.b", "arithmetic_claims"), 3):
+        done = hesstheory_("validate", *names, "--profile", "smoke")
+        assert done.returncode == code, done.stderr
+        assert re.search(r"T14.b\W+HOLDS", done.stdout)
+        assert "claim package arithmetic_claims" in done.stderr
+        assert "No module named 'no_such_module'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+SLIPPED = """
+from hesstheory.claims import claim
+from arithmetic_claims.arithmetic import equals_two, two, three
+
+settings = {"subject": two, "mutants": [three], "reason": "counting"}
+claim("C1", "Two is two.", **settings)(equals_two("C1"))
+claim("C2", "Two is two.", rests_on="A1", **settings)(equals_two("C2"))
+claim("C3", "Two is two.", rests_on=["C2"], **settings)(equals_two("C3"))
+"""
+
+
+def test_a_malformed_claim_blocks_itself_and_what_rests_on_it(hesstheory_, package, tmp_path):
+    """Also where the claims are decided in other processes."""
+    (package / "slipped.py").write_text(SLIPPED)
+    names = ["A1", "A3", "C1", "C2", "C3", "T14.b"]
+    done = hesstheory_("validate", *names, "--workers", "2", "--json", "summary.json")
+    assert done.returncode == 3, done.stderr
+    assert "claim 'C2' of arithmetic_claims.arithmetic is malformed" in done.stderr
+    assert "rests_on is the text 'A1': pass a list of names, ['A1']" in done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text(encoding="utf-8"))
+    found = {entry["id"]: entry["verdict"] for entry in summary["claims"]}
+    blocked = {"C2": "UNTESTED", "C3": "INCONCLUSIVE"}
+    assert found == dict.fromkeys(names, "HOLDS") | blocked
+    listed = hesstheory_("claim", "list", "--markdown")
+    assert listed.returncode == 3
+    assert "### C1:" in listed.stdout
+    assert "### C2:" not in listed.stdout
+    assert "claim 'C2'" in listed.stderr

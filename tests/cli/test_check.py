@@ -22,10 +22,12 @@ from hesstheory.conformance.suite import Course
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
 
 
-@pytest.mark.parametrize(("name", "code"), [("right", 0), ("twice", 1)])
-def test_exit_codes_and_json(name, code, mine, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "code", "checks"), [("right", 0, []), ("twice", 1, ["--check", "signs"])]
+)
+def test_exit_codes_and_json(name, code, checks, mine, tmp_path):
     files = {kind: tmp_path / f"found.{kind}" for kind in ("json", "xml")}
-    options = ["--profile", "smoke", "--json", files["json"], "--junit", files["xml"]]
+    options = ["--profile", "smoke", *checks, "--json", files["json"], "--junit", files["xml"]]
     found_code, output = checked(f"{mine}:{name}", *options)
     assert found_code == code, output
     found = json.loads(files["json"].read_text())

@@ -54,6 +54,16 @@ MISUSE = {
     "no such ledger": (["--status", "--ledger", "none.jsonl"], "none.jsonl: there is no such file"),
     "no such claim": (["T99", "--status"], "no claim 'T99'"),
     "strict alone": (["--strict"], "--strict belongs to --status"),
+    "a file for a folder": (
+        ["--status", "--out", "file"],
+        "--out belongs to a run, and --status runs nothing: leave one of them out; --ledger names",
+    ),
+    "a folder": (["--status", "--out", "."], "--out belongs to a run"),
+    "the default folder": (["--status", "--out", "runs/validate"], "--out belongs to a run"),
+    "a profile": (["--status", "--profile", "ci"], "--profile belongs to a run"),
+    "a seed": (["T14.b", "--seed", "0", "--status"], "--seed belongs to a run"),
+    "a drawn seed": (["--status", "--vary-seed"], "--vary-seed belongs to a run"),
+    "workers": (["--workers", "1", "--status"], "--workers belongs to a run"),
     "ledger alone": (["--ledger", "x.jsonl"], "--ledger belongs to --status"),
 }
 

@@ -53,7 +53,7 @@ def test_the_exit_code_is_that_of_the_study(tmp_path, monkeypatch):
 
 
 MISUSE = {
-    "no such study": (["nothing"], "no study 'nothing'; the studies are conformance_error_rates"),
+    "no such study": (["nothing"], "no study 'nothing': choose one of conformance_error_rates"),
     "list with options": (["list", "--status"], "study list takes no --status"),
     "no such option": (["engine", "--nonsense"], "unrecognized arguments: --nonsense"),
     "no such run": (["full_scale_records", "huge"], "no runs huge; there are resnet18_untrained"),

@@ -275,7 +275,7 @@ def blocked(tmp_path):
 
 
 MISUSE = {
-    "unknown claim": (["T99"], r"no claim 'T99'; the claims are E1, .*T2, "),
+    "unknown claim": (["T99"], r"no claim 'T99': choose one of E1, .*T2, "),
     "one unknown claim": (["T14.b", "T1.zz"], r"no claim 'T1.zz'"),
     "unknown profile": (["--profile", "huge"], r"profile is 'huge': choose from smoke, ci, full"),
     "claim beyond the profile": (

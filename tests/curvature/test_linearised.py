@@ -66,7 +66,9 @@ def test_a_penalty_is_refused_where_it_would_be_dropped(build):
     model = build(lambda: nn.Linear(3, 2))
     problem = Problem(model, lambda o, y: squares(o, y) + model.weight.square().sum(), [data()])
     batch = problem.batches[0]
-    with pytest.warns(UserWarning, match="reads parameters of the model by itself.*leaves the rest"):
+    with pytest.warns(
+        UserWarning, match="reads parameters of the model by itself.*leaves the rest"
+    ):
         loss_slope(problem, problem.outputs(batch), batch)
     with pytest.raises(ValueError, match="reads parameters of the model by itself"):
         loss_slope(problem, problem.outputs(batch), batch, no_penalty=True)
@@ -87,7 +89,5 @@ def test_a_gauss_newton_matrix_of_several_outputs_is_refused(build):
     batches = [(torch.ones(4, 3), torch.zeros(4, 2))]
     problem = Problem(build(Pair), lambda out, y: F.mse_loss(out[0], y), batches)
     assert hessian(problem).to_dense().isfinite().all()
-    with pytest.raises(
-        TypeError, match=r"returns a tuple, .*outputs=lambda out"
-    ):
+    with pytest.raises(TypeError, match=r"returns a tuple, .*outputs=lambda out"):
         ggn(problem).to_dense()

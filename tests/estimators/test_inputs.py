@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,11 @@ from builders import problem_of, stream
 
 from hesstheory import (
     BlockSeparatedTrace,
+    ControlVariateTrace,
     HutchPP,
     LayerwiseTrace,
+    LogitProbeTrace,
+    Problem,
     Rademacher,
     SparseSigns,
     Uniform,
@@ -60,6 +65,22 @@ GIVEN = {
     "no columns": (lambda P: torch.ones(P, 0), ValueError, "pass a P×K tensor"),
     "NaN": (lambda P: torch.full((P, 2), torch.nan), ValueError, "every entry must be finite"),
     "infinity": (lambda P: torch.full((P, 2), torch.inf), ValueError, "every entry must be finite"),
+    "infinity in the dtype of the model": (
+        lambda P: torch.full((P, 2), 1e300),
+        ValueError,
+        r"NaN or infinity as torch\.float32: every entry must be finite; draw them, Rademacher",
+    ),
+    "zeros": (
+        lambda P: torch.zeros(P, 3),
+        ValueError,
+        r"is 0 throughout .*: draw them, Rademacher\(\)\.sample\(12, 3, generator\)",
+    ),
+    "no signs": (lambda P: torch.zeros(P, 2, dtype=torch.int8), ValueError, "is 0 throughout"),
+    "zeros in the dtype of the model": (
+        lambda P: torch.full((P, 1), 1e-300),
+        ValueError,
+        r"is 0 throughout as torch\.float32",
+    ),
     "complex": (
         lambda P: torch.ones(P, 2, dtype=torch.complex128),
         TypeError,
@@ -77,8 +98,58 @@ GIVEN = {
 @each_estimator
 @pytest.mark.parametrize(("probes", "error", "cure"), GIVEN.values(), ids=GIVEN)
 def test_bad_probes_are_refused(probes, error, cure, estimator, unchecked):
+    problem = problem_of("tiny_mlp")
+    if "float32" in cure:
+        model = copy.deepcopy(problem.model).float()
+        batches = [(x.float(), y) for x, y in problem.batches]
+        problem = Problem(model, problem.loss_fn, batches)
     with pytest.raises(error, match=cure):
-        estimator()(problem_of("tiny_mlp"), probes=probes(12))
+        estimator()(problem, probes=probes(12))
+
+
+@each_estimator
+def test_a_column_of_zeros_is_a_legal_draw(estimator):
+    """Sparse signs have them: the form is 0, and the mean counts it."""
+    problem = problem_of("tiny_mlp")
+    signs = Rademacher().sample(12, 1, stream())
+    alone = estimator()(problem, probes=signs)
+    both = estimator()(problem, probes=torch.cat([signs, torch.zeros_like(signs)], dim=1))
+    assert both.samples.iloc[1].eq(0).all()
+    assert both.value.equals(alone.value / 2)
+
+
+ASKED = [
+    LayerwiseTrace,
+    BlockSeparatedTrace,
+    HutchPP,
+    LogitProbeTrace,
+    ControlVariateTrace,
+    lambda number=10: ControlVariateTrace(number, exact=False),
+]
+
+
+@pytest.mark.parametrize("estimator", ASKED)
+def test_more_samples_than_memory_are_refused(estimator, generator):
+    problem = zoo.problem("tiny_relu", generator)
+    message = r"samples of 1,000,000,000,000 probes need [\d,]+,000 bytes .* [\d,]+ probes fit"
+    with pytest.raises(MemoryError, match=message):
+        estimator(10**12)(problem, generator)
+    with pytest.raises(MemoryError, match=message):
+        estimator()(problem, generator, num_probes=10**12)
+
+
+@each_estimator
+def test_samples_are_refused_from_the_byte_on_that_does_not_fit(estimator, generator, monkeypatch):
+    problem = zoo.problem("tiny_relu", generator)
+    table = estimator(7)(problem, generator).samples.to_numpy()
+    monkeypatch.setattr(inputs, "free_memory", lambda device: 2 * table.nbytes)
+    assert len(estimator(7)(problem, generator).samples) == 7
+    monkeypatch.setattr(inputs, "free_memory", lambda device: 2 * table.nbytes - 1)
+    with pytest.raises(MemoryError, match=rf"need {2 * table.nbytes} bytes.* 6 probes fit"):
+        estimator(7)(problem, generator)
+    # Given probes are held already: the number of the estimator plays no part.
+    probes = Rademacher().sample(problem.num_params, 2, generator)
+    assert len(estimator(10**12)(problem, probes=probes).samples) == 2
 
 
 @each_estimator

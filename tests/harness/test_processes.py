@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from dataclasses import replace
 
 import pytest
-from full_scale_runs import TINY, command, kill_when, numbers, quiet, same
+from full_scale_runs import (
+    TINY,
+    command,
+    command_here,
+    kill_when,
+    numbers,
+    quiet,
+    rendezvous,
+    run_in_forks,
+    same,
+)
 
 from hesstheory.harness.course import run
 
@@ -16,10 +25,9 @@ from hesstheory.harness.course import run
 def test_a_killed_run_goes_on(stage, finished, tmp_path):
     folder = tmp_path / "run"
     kill_when(command("--out", folder), lambda: (folder / "stages" / f"{stage}.json").exists())
-    process = command("--out", folder, "--resume")
-    out, err = process.communicate(timeout=180)
-    assert process.returncode == 0, err
-    assert "checks held" in out
+    result = command_here("--out", folder, "--resume")
+    assert result.exit_code == 0, result.output
+    assert "checks held" in result.stdout
     same(numbers(folder), finished[1]["layers"])
 
 
@@ -36,26 +44,23 @@ def test_killed_training_goes_on_as_if_it_had_not_been(tmp_path):
 # --- many processes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "parallel"), [(2, "data"), (3, "data"), (3, "probes")])
-def test_many_processes_find_what_one_finds(count, parallel, finished, tmp_path):
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count))
-    process = command("--out", tmp_path / "run", "--parallel", parallel, launcher=launcher)
+def test_torchrun_finds_what_one_process_finds(finished, tmp_path):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = command("--out", tmp_path / "run", "--parallel", "data", launcher=launcher)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     same(numbers(tmp_path / "run"), finished[1]["layers"])
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+@pytest.mark.parametrize("parallel", ["data", "probes"])
+def test_three_processes_find_what_one_finds(parallel, finished, tmp_path):
+    assert run_in_forks(3, replace(TINY, parallel=parallel), tmp_path / "run") == [0, 0, 0]
+    same(numbers(tmp_path / "run"), finished[1]["layers"])
 
 
 def test_a_lost_rank_is_an_error_in_bounded_time(tmp_path):
-    folder, shared = (
-        tmp_path / "run",
-        {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"},
-    )
+    folder = tmp_path / "run"
+    shared = rendezvous(2)
     both = [
         command(
             "--out",

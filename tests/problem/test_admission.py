@@ -175,7 +175,6 @@ WRONG_TYPES = {
     "a class for a model": ({"model": nn.Linear}, "model is a type: .*not its class"),
     "no model": ({"model": None}, r"pass a torch\.nn\.Module"),
     "a name for a loss": ({"loss_fn": "ce"}, "loss_fn is 'ce': pass a function"),
-    "no loss": ({"loss_fn": None}, "loss_fn is None: pass a function"),
     "no batches": ({"batches": None}, r"batches is a NoneType: pass a list of \(inputs, targets\)"),
     "a tensor for batches": ({"batches": torch.ones(8, 3)}, "batches is a Tensor: pass a list"),
     "a dict for batches": ({"batches": dict([data()])}, "batches is a dict: pass a list"),

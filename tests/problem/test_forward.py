@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import OrderedDict, UserDict
 
 import pytest
 import torch
@@ -214,3 +215,36 @@ def test_looking_at_a_model_changes_nothing(network, prepare):
         for old, new in zip(held, batches, strict=True)
         for a, b in zip(old, new, strict=True)
     )
+
+
+class WithLoss(nn.Module):
+    """Returns its loss among its outputs, as the models of Hugging Face do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x, labels=None):
+        logits = self.net(x)
+        return OrderedDict(logits=logits) | (
+            {} if labels is None else {"loss": F.cross_entropy(logits, labels)}
+        )
+
+
+def test_a_model_may_bring_its_own_loss(build):
+    model = build(WithLoss)
+    inputs, labels = data()[0], torch.arange(8) % 2
+    batches = [
+        UserDict(x=inputs[:3], labels=labels[:3]),
+        UserDict(x=inputs[3:], labels=labels[3:]),
+    ]
+    own = Problem(model, None, batches)
+    outside = Problem(
+        model, F.cross_entropy, [({"x": inputs}, labels)], outputs=lambda out: out["logits"]
+    )
+    torch.testing.assert_close(hessian(own).to_dense(), hessian(outside).to_dense())
+    assert own.batch_sizes == (3, 5)
+    with pytest.raises(ValueError, match="the model returns no loss: give it its targets"):
+        Problem(model, None, [{"x": inputs}])
+    with pytest.raises(TypeError, match=r"outputs=lambda out: out\.logits"):
+        ggn(own).to_dense()

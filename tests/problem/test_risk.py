@@ -47,7 +47,7 @@ def test_repr_says_what_is_differentiated(build):
 UNKNOWN = {
     "block": (
         lambda problem: hessian(problem).block("0", "fc1"),
-        "no block 'fc1'; the blocks are '0', '2'",
+        "no block 'fc1': choose one of 0, 2",
     ),
     "tensor": (
         lambda problem: unrolled_hessian(problem, "w"),
@@ -55,7 +55,7 @@ UNKNOWN = {
     ),
     "network": (
         lambda problem: zoo.problem("resnet1000", stream()),
-        "no network 'resnet1000'; the networks are",
+        "no network 'resnet1000': choose one of",
     ),
 }
 

@@ -39,15 +39,40 @@ def test_an_estimate_is_a_mapping_of_its_traces(sampled):
 
 
 def test_a_block_that_does_not_exist_is_named_beside_those_that_do(sampled):
-    with pytest.raises(KeyError, match="no block '1': choose from 0, 2"):
+    with pytest.raises(KeyError, match="no block '1': choose one of 0, 2"):
         sampled["1"]
 
 
-def test_estimates_are_equal_where_their_traces_are(sampled, known):
-    assert sampled == known == {"0": 3.0, "2": -1.0}
+def test_an_estimate_equals_the_mapping_of_its_traces(sampled, known):
+    assert sampled == {"0": 3.0, "2": -1.0}
+    assert known == {"2": -1.0, "0": 3.0}
+    assert sampled != {"0": 3.0}
+    assert sampled != known
     assert sampled != Estimate(SAMPLES + 1, num_matvecs=3)
     with pytest.raises(TypeError, match="unhashable"):
         hash(sampled)
+
+
+UNEQUAL = {
+    "another sample": {"samples": SAMPLES.assign(**{"2": [-2.0, 0.0, -1.0]})},
+    "another order": {"samples": SAMPLES[::-1]},
+    "another number": {"samples": SAMPLES.iloc[[1]]},
+    "another block": {"samples": SAMPLES.rename(columns={"2": "3"})},
+    "another cost": {"num_matvecs": 4},
+    "another name": {"name": "tr G"},
+    "exact": {"samples": SAMPLES.iloc[[1]], "is_exact": True},
+}
+
+
+@pytest.mark.parametrize("change", UNEQUAL.values(), ids=UNEQUAL)
+def test_estimates_are_equal_where_all_that_is_known_of_them_is(change):
+    """Means may agree where standard errors do not."""
+    facts = {"samples": SAMPLES, "num_matvecs": 3, "is_exact": False, "name": None}
+    estimate = Estimate(**facts)
+    assert estimate == Estimate(**facts | {"samples": SAMPLES[["2", "0"]].copy()})
+    assert estimate != Estimate(**facts | change)
+    missing = SAMPLES.assign(**{"2": math.nan})
+    assert Estimate(missing, 3) == Estimate(missing.copy(), 3)
 
 
 def test_an_estimate_cannot_be_changed(sampled):
@@ -79,7 +104,7 @@ def test_exact_traces_have_none_and_intervals_of_no_width(known):
 
 
 def test_an_exact_estimate_is_built_from_a_series_too(known):
-    assert Estimate.exact(known.value) == known
+    assert Estimate.exact(known.value, 9, "tr H") == known
     assert Estimate.exact(known.value).num_matvecs == 0
 
 
@@ -193,13 +218,49 @@ def _with_a_wrong_byte(path):
     path.write_bytes(bytes(content))
 
 
+def _with_bytes_behind(path):
+    _of_an_estimate(path)
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def _with_a_line_behind(path):
+    _of_an_estimate(path)
+    path.write_bytes(path.read_bytes() + b"PK\x05\x06 and more\n")
+
+
+def _with_bytes_before(path):
+    _of_an_estimate(path)
+    path.write_bytes(b"#!/bin/sh\n" + path.read_bytes())
+
+
+def _twice(path):
+    _of_an_estimate(path)
+    path.write_bytes(2 * path.read_bytes())
+
+
+def _of_an_estimate(path):
+    Estimate(SAMPLES, num_matvecs=3).save(path)
+    assert Estimate.load(path) == Estimate(SAMPLES, num_matvecs=3)
+
+
 def _of_text(path):
     path.write_text("block,trace\n0,1.0\n")
 
 
 @pytest.mark.parametrize(
     "write",
-    [_of_objects, _of_another_kind, _of_a_later_layout, _cut, _with_a_wrong_byte, _of_text],
+    [
+        _of_objects,
+        _of_another_kind,
+        _of_a_later_layout,
+        _cut,
+        _with_a_wrong_byte,
+        _with_bytes_behind,
+        _with_a_line_behind,
+        _with_bytes_before,
+        _twice,
+        _of_text,
+    ],
 )
 def test_foreign_and_damaged_files_are_refused(write, tmp_path):
     path = tmp_path / "traces.npz"

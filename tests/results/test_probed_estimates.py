@@ -55,9 +55,9 @@ def test_one_probe_has_no_standard_error(estimator):
         estimate.confidence_interval()
 
 
-@pytest.mark.parametrize("level", [0, 1, 95, -0.1])
+@pytest.mark.parametrize("level", [0, 1, 95, -0.1, "a", None, float("nan"), [0.95]])
 def test_impossible_levels_are_refused(level):
-    with pytest.raises(ValueError, match=r"pass the coverage, such as 0\.95"):
+    with pytest.raises(ValueError, match=r"pass a probability, such as 0\.95"):
         LayerwiseTrace(3)(problem_of("tiny_mlp"), stream()).confidence_interval(level)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
+import warm
 
 from hesstheory.run.precision import full_precision, precision_switches
 
@@ -38,7 +36,7 @@ with full_precision():
     assert precision_switches()["rounds float32"] == "nothing"
 assert precision_switches() == before
 """
-    outcome = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    outcome = warm.run("-c", script)
     assert outcome.returncode == 0, outcome.stderr
 
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-from hesstheory.run.workers import scatter
+from hesstheory.run.workers import scatter, started
 
 
 def square(x):
@@ -34,3 +34,36 @@ def test_several_workers_give_all_results():
 def test_a_worker_with_full_caches_is_kept():
     found = list(scatter(memory_growth_at_which_loky_ends_a_worker, [1, 2], workers=2))
     assert found == [sys.maxsize] * 2
+
+
+def prepare():
+    sys.prepared_by_test = os.getpid()
+
+
+def prepared(_):
+    return os.getpid(), getattr(sys, "prepared_by_test", None)
+
+
+def test_started_processes_are_those_of_the_tasks():
+    with started(prepare, workers=2):
+        here = os.getpid()
+    found = list(scatter(prepared, range(8), workers=2))
+    assert all(process != here for process, _ in found)
+    # One process may have prepared itself twice and the other not at all.
+    assert any(process == by for process, by in found)
+    assert not hasattr(sys, "prepared_by_test")
+
+
+def fail():
+    raise ValueError("no such thing")
+
+
+def test_what_fails_in_preparing_is_left_to_the_tasks():
+    with started(fail, workers=2):
+        pass
+    assert sorted(x for x, _, _ in scatter(square, [1, 2], workers=2)) == [1, 4]
+
+
+def test_one_worker_starts_nothing():
+    with started(fail, workers=1):
+        pass

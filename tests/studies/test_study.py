@@ -56,7 +56,7 @@ def test_a_study_says_what_it_asks(name):
 
 def test_an_unknown_study_is_refused():
     """With the names of the known ones."""
-    with pytest.raises(KeyError, match="no study 'nothing'; the studies are conformance_"):
+    with pytest.raises(KeyError, match="no study 'nothing': choose one of conformance_"):
         registry.study("nothing")
 
 

@@ -205,7 +205,7 @@ def a_problem(name="vgg11", **options):
         (
             {"name": "resnet50"},
             KeyError,
-            "no full-scale network 'resnet50'; .* resnet18, resnet34, vgg11",
+            "no full-scale network 'resnet50': .* resnet18, resnet34, vgg11",
         ),
         (
             {"num_classes": 9},

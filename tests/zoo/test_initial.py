@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from builders import stream
 from torch import nn
 
 from hesstheory import zoo
+from hesstheory.zoo.initial import blank
 
 NETWORKS = [*zoo.SMALL, *zoo.MEDIUM, *zoo.TRAIN_MODE]
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -75,3 +79,40 @@ def test_single_precision_is_the_same_network(name):
         assert coarse.dtype == torch.float32
         assert torch.equal(coarse, fine.float())
     assert zoo.problem(name, stream(), dtype=torch.float32).dtype == torch.float32
+
+
+def test_blank_is_the_network_but_for_its_numbers():
+    """Names, shapes, dtypes, what is learnt and what is saved."""
+
+    def build():
+        layers = [nn.Linear(3, 2, bias=False), nn.BatchNorm1d(2), nn.LSTM(2, 2).double()]
+        layers[0].weight.requires_grad_(False)
+        layers[1].register_buffer("mask", torch.zeros(2, dtype=torch.bool), persistent=False)
+        return nn.ModuleList([*layers, layers[0]])  # the first module twice
+
+    def seen(model):
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        return [
+            [(name, tensor.shape, tensor.dtype, tensor.requires_grad, tensor.device.type)
+             for name, tensor in tensors],
+            list(model.state_dict()),
+        ]  # fmt: skip
+
+    with torch.device("meta"):
+        expected = seen(build().to_empty(device="cpu"))
+    found = blank(build)
+    assert seen(found) == expected
+    assert found[0] is found[3]
+    assert found[2](torch.zeros(1, 2, dtype=torch.float64))[0].shape == (1, 2)
+
+
+def test_neither_building_nor_training_imports_the_compiler():
+    """It takes seconds in every process."""
+    code = (
+        "import sys, torch; from hesstheory import zoo;"
+        "zoo.trained('cnn', torch.Generator().manual_seed(0), 2);"
+        "print([name for name in ('torch._dynamo', 'torch.fx.experimental.symbolic_shapes')"
+        " if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_map
 from hesstheory.estimators.probes import Gaussian, Probe, Rademacher, SparseSigns, Sphere
 from hesstheory.estimators.products import BlockSeparatedTrace, LayerwiseTrace
 from hesstheory.estimators.protocol import VarianceLaw, law_of_probe
+from hesstheory.problem.batches import Batch
 from hesstheory.problem.risk import Problem
 from hesstheory.results.estimate import Estimate
 
@@ -57,6 +58,12 @@ def cut(problem: Problem, Z: Float[Tensor, "params columns"]) -> Vectors:
     }
 
 
+def _samples(problem: Problem, Z: Vectors, HZ: Vectors) -> list[dict[str, float]]:
+    """z_lᵀ(Hz)_l of every block, probe by probe."""
+    forms = {block: _dots(names, Z, HZ) for block, names in problem.partition.blocks.items()}
+    return [dict(zip(forms, row, strict=True)) for row in zip(*forms.values(), strict=True)]
+
+
 def _dots(names: tuple[str, ...], Z: Vectors, HZ: Vectors) -> list[float]:
     """Σ_i z_i (Hz)_i over the tensors of these names, probe by probe."""
     of_tensor = [
@@ -64,15 +71,6 @@ def _dots(names: tuple[str, ...], Z: Vectors, HZ: Vectors) -> list[float]:
     ]
     forms: list[float] = torch.stack(of_tensor).sum(0).tolist()
     return forms
-
-
-def _cut(problem: Problem, z: Tensor) -> Vectors:
-    """A flat probe as one tensor for each parameter."""
-    parts = torch.split(z, [p.numel() for p in problem.params.values()])
-    return {
-        name: part.reshape(p.shape).to(p)
-        for (name, p), part in zip(problem.params.items(), parts, strict=True)
-    }
 
 
 def _by_block(
@@ -149,7 +147,7 @@ def signs_kept_graph(problem: Problem, *, num_probes: int, generator: torch.Gene
 
 @dataclass(frozen=True)
 class FreshGraph:
-    """Any distribution, a graph for every batch and probe; traces with standard errors."""
+    """Any distribution, a graph for every batch; traces with standard errors."""
 
     probe: Probe
 
@@ -161,39 +159,58 @@ class FreshGraph:
     def __call__(
         self, problem: Problem, *, num_probes: int, generator: torch.Generator
     ) -> dict[str, tuple[float, float]]:
-        samples = []
-        for z in self.probe.sample(problem.num_params, num_probes, generator).mT:
-            samples.append(self.form(problem, _cut(problem, z)))
-        return _with_stderr(samples)
+        drawn = self.probe.sample(problem.num_params, num_probes, generator)
+        Z = cut(problem, drawn.to(problem.dtype))
+        of_batch = [_samples_of_batch(problem, batch, Z) for batch in problem.batches]
+        return _with_stderr(_weighted(problem, of_batch))
 
-    def form(self, problem: Problem, z: Vectors) -> dict[str, float]:
-        """zᵀHz by block, as the sum over batches weighted by their size."""
-        form = dict.fromkeys(problem.partition.blocks, 0.0)
-        for weight, batch in zip(problem.weights, problem.batches, strict=True):
-            with torch.enable_grad():
-                Hz = _product(_gradients(problem.loss(batch), problem.params), problem.params, z)
-            for block, value in _by_block(problem, z, Hz).items():
-                form[block] += weight * value
-        return form
+
+def probe_for_each_batch(
+    problem: Problem, *, num_probes: int, generator: torch.Generator
+) -> dict[str, tuple[float, float]]:
+    """Probes for every batch, less noisy than shared ones; traces with standard errors."""
+    of_batch = [
+        _samples_of_batch(problem, batch, _all_signs(problem, num_probes, generator))
+        for batch in problem.batches
+    ]
+    return _with_stderr(_weighted(problem, of_batch))
+
+
+def _samples_of_batch(problem: Problem, batch: Batch, Z: Vectors) -> list[dict[str, float]]:
+    """zᵀHz by block, of the Hessian of one batch, probe by probe."""
+    with torch.enable_grad():
+        gradients = _gradients(problem.loss(batch), problem.params)
+    return _samples(problem, Z, _pushed(gradients, problem.params, Z))
+
+
+def _weighted(problem: Problem, of_batch: list[list[dict[str, float]]]) -> list[dict[str, float]]:
+    """The sum over batches weighted by their size, probe by probe."""
+    return [
+        {
+            block: sum(
+                weight * form[block] for weight, form in zip(problem.weights, forms, strict=True)
+            )
+            for block in problem.partition.blocks
+        }
+        for forms in zip(*of_batch, strict=True)
+    ]
 
 
 def block_separated(
     problem: Problem, *, num_probes: int, generator: torch.Generator
 ) -> dict[str, tuple[float, float]]:
     """A probe for each block, differentiated in that block alone; traces with standard errors."""
-    samples: list[dict[str, float]] = []
+    Z, forms = _all_signs(problem, num_probes, generator), {}
     with torch.enable_grad():
         risk = _risk(problem)
-        for _ in range(num_probes):
-            z, sample = _signs(problem, generator), {}
-            for block, names in problem.partition.blocks.items():
-                tensors = {name: problem.params[name] for name in names}
-                Hz = _product(_gradients(risk, tensors), tensors, z)
-                sample[block] = sum(
-                    float((z[name] * Hz[name]).sum(dtype=torch.float64)) for name in names
-                )
-            samples.append(sample)
-    return _with_stderr(samples)
+        for block, names in problem.partition.blocks.items():
+            tensors = {name: problem.params[name] for name in names}
+            of_block = {name: Z[name] for name in names}
+            HZ = _pushed(_gradients(risk, tensors), tensors, of_block)
+            forms[block] = _dots(names, of_block, HZ)
+    return _with_stderr(
+        [dict(zip(forms, row, strict=True)) for row in zip(*forms.values(), strict=True)]
+    )
 
 
 def signs_all_at_once(
@@ -201,59 +218,13 @@ def signs_all_at_once(
 ) -> dict[str, float]:
     """Signs, all probes pushed through one graph together; traces without standard errors."""
     Z = _all_signs(problem, num_probes, generator)
-    with torch.enable_grad():
-        gradients = dict(
-            zip(problem.params, _gradients(_risk(problem), problem.params), strict=True)
-        )
-    HZ = _pushed(gradients, problem.params, Z)
-    return {
-        block: math.fsum(_dots(names, Z, HZ)) / num_probes
-        for block, names in problem.partition.blocks.items()
-    }
-
-
-def _pushed(gradients: Vectors, params: Mapping[str, Tensor], Z: Vectors) -> Vectors:
-    """HZ for K probes along the first axis."""
-    curved = [name for name, g in gradients.items() if g.requires_grad]
-    if not curved:
-        return {name: torch.zeros_like(z) for name, z in Z.items()}
-    rows = torch.autograd.grad(
-        [gradients[name] for name in curved],
-        list(params.values()),
-        [Z[name] for name in curved],
-        is_grads_batched=True,
-        materialize_grads=True,
-        retain_graph=True,
-    )
-    return {name: row.expand_as(Z[name]) for name, row in zip(params, rows, strict=True)}
-
-
-def probe_for_each_batch(
-    problem: Problem, *, num_probes: int, generator: torch.Generator
-) -> dict[str, tuple[float, float]]:
-    """Probes for every batch, less noisy than shared ones; traces with standard errors."""
-    samples = [dict.fromkeys(problem.partition.blocks, 0.0) for _ in range(num_probes)]
-    for weight, batch in zip(problem.weights, problem.batches, strict=True):
-        with torch.enable_grad():
-            gradients = _gradients(problem.loss(batch), problem.params)
-        for sample in samples:
-            z = _signs(problem, generator)
-            with torch.enable_grad():
-                Hz = _product(gradients, problem.params, z)
-            for block, value in _by_block(problem, z, Hz).items():
-                sample[block] += weight * value
-    return _with_stderr(samples)
+    return _means(_samples(problem, Z, _products(problem, Z)))
 
 
 def total_only(problem: Problem, *, num_probes: int, generator: torch.Generator) -> float:
     """The full trace as one number."""
-    total = 0.0
-    with torch.enable_grad():
-        gradients = _gradients(_risk(problem), problem.params)
-        for _ in range(num_probes):
-            z = _signs(problem, generator)
-            total += sum(_by_block(problem, z, _product(gradients, problem.params, z)).values())
-    return total / num_probes
+    Z = _all_signs(problem, num_probes, generator)
+    return math.fsum(_dots(tuple(Z), Z, _products(problem, Z))) / num_probes
 
 
 def given_or_drawn(
@@ -268,13 +239,31 @@ def given_or_drawn(
             device=generator.device,
             dtype=torch.float64,
         )
+    Z = cut(problem, probes.to(problem.dtype))
+    return _with_stderr(_samples(problem, Z, _products(problem, Z)))
+
+
+def _products(problem: Problem, Z: Vectors) -> Vectors:
+    """HZ for K probes along the first axis, by one graph of the whole risk."""
     with torch.enable_grad():
         gradients = _gradients(_risk(problem), problem.params)
-        samples = [
-            _by_block(problem, z, _product(gradients, problem.params, z))
-            for z in (_cut(problem, column) for column in probes.mT)
-        ]
-    return _with_stderr(samples)
+    return _pushed(gradients, problem.params, Z)
+
+
+def _pushed(gradients: tuple[Tensor, ...], params: Mapping[str, Tensor], Z: Vectors) -> Vectors:
+    """HZ for K probes along the first axis."""
+    curved = {name: g for name, g in zip(params, gradients, strict=True) if g.requires_grad}
+    if not curved:
+        return {name: torch.zeros_like(z) for name, z in Z.items()}
+    rows = torch.autograd.grad(
+        list(curved.values()),
+        list(params.values()),
+        [Z[name] for name in curved],
+        is_grads_batched=True,
+        materialize_grads=True,
+        retain_graph=True,
+    )
+    return {name: row.expand_as(Z[name]) for name, row in zip(params, rows, strict=True)}
 
 
 # --- forward over reverse -------------------------------------------------------------------------
@@ -283,11 +272,7 @@ def forward_over_reverse(
 ) -> dict[str, tuple[float, float]]:
     """Signs, products by `jvp` of `grad` (`torch.func`); traces with standard errors."""
     Z = _all_signs(problem, num_probes, generator)
-    HZ = jvps_of_gradient(problem, Z)
-    forms = {block: _dots(names, Z, HZ) for block, names in problem.partition.blocks.items()}
-    return _with_stderr(
-        [dict(zip(forms, row, strict=True)) for row in zip(*forms.values(), strict=True)]
-    )
+    return _with_stderr(_samples(problem, Z, jvps_of_gradient(problem, Z)))
 
 
 def jvps_of_gradient(problem: Problem, Z: Vectors) -> Vectors:
@@ -338,20 +323,9 @@ def exact(problem: Problem, *, num_probes: int, generator: torch.Generator) -> d
 
 
 def _dense(problem: Problem) -> Tensor:
-    """The Hessian in the dtype of the model, all rows at once."""
-    P, like = problem.num_params, next(iter(problem.params.values()))
-    sizes = [p.numel() for p in problem.params.values()]
-    rows = torch.split(torch.eye(P, dtype=like.dtype, device=like.device), sizes, dim=1)
-    Z = {
-        name: part.reshape(P, *p.shape)
-        for (name, p), part in zip(problem.params.items(), rows, strict=True)
-    }
-    with torch.enable_grad():
-        gradients = dict(
-            zip(problem.params, _gradients(_risk(problem), problem.params), strict=True)
-        )
-    HZ = _pushed(gradients, problem.params, Z)
-    return torch.cat([row.reshape(P, -1) for row in HZ.values()], dim=1)
+    """The Hessian in the dtype of the model, all columns at once."""
+    like = next(iter(problem.params.values()))
+    return _columns(problem, torch.eye(problem.num_params, dtype=like.dtype, device=like.device))
 
 
 def sketched(problem: Problem, *, num_probes: int, generator: torch.Generator) -> dict[str, float]:
@@ -377,14 +351,10 @@ def sketched(problem: Problem, *, num_probes: int, generator: torch.Generator) -
     }
 
 
-def _columns(problem: Problem, V: Tensor) -> Tensor:
-    """H V for P×K columns."""
-    with torch.enable_grad():
-        gradients = _gradients(_risk(problem), problem.params)
-        products = [_product(gradients, problem.params, _cut(problem, v)) for v in V.mT]
-    return torch.stack(
-        [torch.cat([row.reshape(-1) for row in Hv.values()]) for Hv in products], dim=1
-    )
+def _columns(problem: Problem, V: Float[Tensor, "params columns"]) -> Tensor:
+    """H V."""
+    rows = _products(problem, cut(problem, V)).values()
+    return torch.cat([row.reshape(len(row), -1) for row in rows], dim=1).mT
 
 
 # --- the library's own ----------------------------------------------------------------------------

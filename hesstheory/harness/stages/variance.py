@@ -172,8 +172,9 @@ class SquareLaw:
         """
         at_once = 100_000  # runs: 8 MB for each ten probes
         chunks = [min(at_once, runs - start) for start in range(0, runs, at_once)]
-        generator = np.random.default_rng(0)
-        share = VARIANCE_ALPHA / self.num_layers / 2
+        generator = np.random.default_rng(0)  # the bounds are constants, not draws of a run
+        share = VARIANCE_ALPHA / self.num_layers / 2  # Bonferroni over layers, and two tails
+        # χ² with one degree of freedom, the square of a normal number, has variance 2.
         ratios = np.concatenate(
             [generator.chisquare(1, size=(n, self.num_probes)).var(1, ddof=1) / 2 for n in chunks]
         )
