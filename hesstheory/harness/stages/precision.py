@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
