@@ -21,4 +21,4 @@ def test_every_peer_belongs_to_a_distribution():
 def test_a_peer_that_is_not_known_is_refused():
     code, output = checked("peers", "--peer", "nobody")
     assert code == 2
-    assert "pip install" in output or "the peers are pyhessian" in output
+    assert "pip install" in output or "choose one of pyhessian" in output
