@@ -106,8 +106,9 @@ def _why_unknown(problem: Problem) -> str:
 def _explained_no_mean(problem: Problem, number: int) -> str:
     """What shows that the loss of a batch is no mean over its terms, failures explained."""
     with _explained(problem, number):
-        problem.loss(problem.batches[number])
-        return why_no_mean(problem, number)
+        outputs = problem.outputs(problem.batches[number])
+        problem.loss_of(outputs, problem.batches[number])  # refuses a loss that is not finite
+        return why_no_mean(problem, number, outputs)
 
 
 def check_mean(no_mean: str, num_batches: int) -> None:

@@ -31,17 +31,24 @@ _PER_ROOT = 4
 _MOST = 0.05
 
 
-def why_no_mean(problem: Problem, number: int) -> str:
+def why_no_mean(problem: Problem, number: int, outputs: object) -> str:
     """What shows that the loss of a batch is no mean over its terms; empty where nothing does.
 
     The loss of the batch is compared with the mean of the losses of two parts, weighted by their
     terms, for cuts at a half and at a third. Where every output and target has a row for each
     sample, the parts are cut out of the outputs, which costs no further pass of the model.
+
+    Parameters
+    ----------
+    problem, number
+        The problem, and which batch of it.
+    outputs
+        Of the model on that batch.
     """
     size = problem.samples_of_batch[number]
     if size is None or size < 2:
         return ""
-    compared = _Compared(problem, number, problem.outputs(problem.batches[number])).with_a_loss()
+    compared = _Compared(problem, number, outputs).with_a_loss()
     for at in sorted({size // 2, max(size // 3, 1)}, reverse=True):
         if why := compared.why_no_mean(at, size):
             return why

@@ -25,7 +25,7 @@ def verdict(loss_fn, size, dtype=torch.float64, scale=1.0, build=None, **options
     targets = model(inputs).argmax(1)
     problem = copy.copy(Problem(model, F.cross_entropy, [(inputs, targets)], **options))
     problem.loss_fn = loss_fn
-    return why_no_mean(problem, 0)
+    return why_no_mean(problem, 0, problem.outputs(problem.batches[0]))
 
 
 def total(outputs, targets):
@@ -90,7 +90,7 @@ def test_terms_are_what_the_weight_says(build):
         problem = copy.copy(Problem(model, loss, [(inputs[:1], targets[:1])], **options))
         problem.batches = [(inputs, targets)]
         problem.samples_of_batch = (40,)
-        assert bool(why_no_mean(problem, 0)) == seen
+        assert bool(why_no_mean(problem, 0, problem.outputs(problem.batches[0]))) == seen
 
 
 def test_a_loss_for_the_whole_batch_is_said_to_be_one(build):
@@ -104,10 +104,10 @@ def test_what_the_model_adds_beside_its_outputs_is_no_excuse(build):
     model = build(lambda: nn.Sequential(mlp(), Calls(lambda f: {"f": f, "size": f.norm()})))
     batch = (data(8)[0], torch.arange(8) % 2)
     mean = Problem(model, lambda out, y: F.cross_entropy(out["f"], y), [batch])
-    assert why_no_mean(mean, 0) == ""
+    assert why_no_mean(mean, 0, mean.outputs(mean.batches[0])) == ""
     summed = copy.copy(mean)
     summed.loss_fn = lambda out, y: total(out["f"], y)
-    assert "not the mean over samples" in why_no_mean(summed, 0)
+    assert "not the mean over samples" in why_no_mean(summed, 0, summed.outputs(summed.batches[0]))
     assert not all_have_rows(mean.outputs(batch), 8)
 
 
