@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.modules import module as torch_modules
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import CheckpointFunction
 
 from hesstheory.autograd.graph import (
     check_twice_differentiable,
@@ -91,7 +92,12 @@ def _depends_on_parameters(values: object) -> bool:
 def suspects(problem: Problem, loss: Tensor, watch: Watch) -> list[str]:
     """What may make the gradient another one than that of the forward pass, in words."""
     functions = {f.__name__ for node in graph_nodes(loss) if (f := user_function(node))}
-    found = [f"the autograd.Function {name}" for name in sorted(functions)]
+    found = [
+        "a checkpoint with use_reentrant=True (take use_reentrant=False)"
+        if name == CheckpointFunction.__name__
+        else f"the autograd.Function {name}"
+        for name in sorted(functions)
+    ]
     found += [f"the hook on parameter {name}" for name, p in problem.params.items() if _hooked(p)]
     found += [
         f"the backward hook of module {name!r}"
