@@ -275,7 +275,7 @@ def checkpoint_that_hides_parameters():
         Attention(True),
         F.cross_entropy,
         [(x, y)],
-        refused="CheckpointFunction",
+        refused="a checkpoint with use_reentrant=True",
         says="use_reentrant",
     )
 
