@@ -13,7 +13,7 @@ from hesstheory.problem.risk import Problem
 from hesstheory.zoo.data import Data
 from hesstheory.zoo.initial import initialise, train_without_dropout
 from hesstheory.zoo.registry import Network, network
-from hesstheory.zoo.training import MomentumDescent, descend
+from hesstheory.zoo.training import descend
 
 # Of the training of all networks of the registry; their learning rates differ.
 _TRAINING_BATCH = 32
@@ -178,7 +178,7 @@ def _train(
         rows = torch.randint(len(data.inputs), (_TRAINING_BATCH,), generator=generator)
         return data.inputs[rows], data.targets[rows]
 
-    optimizer = MomentumDescent(model.parameters(), lr=chosen.learning_rate, momentum=_MOMENTUM)
+    optimizer = torch.optim.SGD(model.parameters(), lr=chosen.learning_rate, momentum=_MOMENTUM)
     descend(model, chosen.loss, batch_at, optimizer, range(steps))
 
 

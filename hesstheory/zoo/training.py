@@ -3,80 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.optim.sgd import sgd
+from torch.optim import Optimizer
 
 from hesstheory.problem.batches import Batch
 
 LossFunction = Callable[[Tensor, Tensor], Tensor]
-
-
-class Optimizer(Protocol):
-    """What the loop asks of an optimiser, such as any of `torch.optim`."""
-
-    param_groups: list[dict[str, Any]]
-
-    def zero_grad(self) -> None:
-        """Clears the gradients."""
-
-    def step(self) -> object:
-        """Moves the parameters."""
-
-
-class MomentumDescent:
-    """`torch.optim.SGD` with momentum through its functional form, number for number.
-
-    The first object of a class of `torch.optim` imports the compiler of PyTorch, which takes two
-    seconds. The small networks of the zoo are trained in less.
-
-    Parameters
-    ----------
-    parameters
-        Those of the model.
-    lr, momentum
-        As in `torch.optim.SGD`.
-
-    Examples
-    --------
-    >>> theta = torch.ones(1, requires_grad=True)
-    >>> rule = MomentumDescent([theta], lr=0.5, momentum=0.9)
-    >>> theta.square().sum().backward()
-    >>> rule.step()
-    >>> theta.item()
-    0.0
-    """
-
-    def __init__(self, parameters: Iterable[Tensor], *, lr: float, momentum: float) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": lr}]
-        self.momentum = momentum
-        self._velocities: dict[Tensor, Tensor | None] = {}
-
-    def zero_grad(self) -> None:
-        """Clears the gradients."""
-        for parameter in self.param_groups[0]["params"]:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """v ← μ v + g, θ ← θ − η v for every parameter with a gradient."""
-        (group,) = self.param_groups
-        moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-        velocities = [self._velocities.get(parameter) for parameter in moved]
-        sgd(
-            moved,
-            [parameter.grad for parameter in moved],
-            velocities,
-            lr=group["lr"],
-            momentum=self.momentum,
-            dampening=0.0,
-            weight_decay=0.0,
-            nesterov=False,
-            maximize=False,
-        )
-        self._velocities.update(zip(moved, velocities, strict=True))
 
 
 def descend(
@@ -113,8 +47,7 @@ def descend(
 
     Examples
     --------
-    >>> from hesstheory.zoo.initial import blank
-    >>> line = blank(nn.Linear, 1, 1, bias=False, dtype=torch.float64)
+    >>> line = torch.nn.utils.skip_init(nn.Linear, 1, 1, bias=False, dtype=torch.float64)
     >>> _ = torch.nn.init.zeros_(line.weight)
     >>> x = torch.ones(4, 1, dtype=torch.float64)
     >>> optimizer = torch.optim.SGD(line.parameters(), lr=0.25)
