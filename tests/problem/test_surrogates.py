@@ -144,3 +144,25 @@ def test_a_surrogate_that_is_wanted_is_the_one_of_autograd(build):
     torch.testing.assert_close(
         hessian(problem).to_dense(), torch.stack(rows), rtol=1e-12, atol=1e-14
     )
+
+
+def clipped(bound):
+    """tanh, its gradient clipped."""
+
+    def function(z):
+        z = torch.tanh(z)
+        if z.requires_grad:
+            z.register_hook(lambda slope: slope.clamp(-bound, bound))
+        return z
+
+    return function
+
+
+def test_a_hook_that_clips_is_found_where_it_does_not_clip(build):
+    """Slopes of this batch are below one: only multiples of the risk tell."""
+    with pytest.raises(ValueError, match="not linear in the slope that comes back, by a hook"):
+        Problem(
+            build(lambda: between_layers(clipped(1.0))), F.cross_entropy, [(data()[0], TARGETS)]
+        )
+    never = build(lambda: between_layers(clipped(torch.inf)))
+    assert not Problem(never, F.cross_entropy, [(data()[0], TARGETS)]).surrogate
